@@ -12,7 +12,6 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from dfm.airflow import runtime
 from dfm.errors import DfmError, StorageError
 from dfm.launch.process import is_lost
-from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.storage import files
 
@@ -82,8 +81,8 @@ def _state_of(record: runs.RunRecord | None, by_process: bool, run_id: str) -> s
         return "superseded"
     if record.is_over:
         return record.state
-    if record.state == "submitted":  # its silence says nothing, but somebody waits here
-        return "lost" if record.age > (_PROCESS_SECONDS if by_process else lifecycle.START_SECONDS) else ""
+    if record.state == "submitted" and by_process:
+        return "lost" if record.is_stale(_PROCESS_SECONDS) else ""
     return "lost" if is_lost(record, by_process) else ""
 
 

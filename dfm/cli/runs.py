@@ -248,14 +248,17 @@ def cancel(
     options: dict[str, Any], wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
-    from dfm.runs import outcome
-    from dfm.runs.record import request_cancel
+    from dfm.runs import lifecycle, outcome
+    from dfm.runs.record import request_cancel, settle_in
 
     if kubernetes:
         return on_kubernetes.cancel(run, namespace, context, options, as_json)
     place = _place(run, scheduler, tls, options)
     record = _record_at(place)
     record = request_cancel(place.directory, place.options) or record
+    if record.state == "submitted":  # a driver that begins all the same finds this, or the request
+        settle_in(place.directory, place.options, record.run_id, "cancelled", lifecycle.CANCELLER)
+        record = _record_at(place)
     if wait:
         found = outcome.wait(place.directory, place.options, record.run_id, on_kubernetes.complain, until_gone=True)
     else:

@@ -16,7 +16,7 @@ from dfm.errors import SettingsError
 from dfm.kubernetes.sizing import Sizing, quantity
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
-from dfm.settings.tables import KubernetesSettings
+from dfm.settings.tables import ClusterSettings, KubernetesSettings
 from dfm.settings.toml import to_toml
 
 Manifest = dict[str, Any]
@@ -60,6 +60,11 @@ class Submission:
     def settings(self) -> KubernetesSettings:
         """The job's [kubernetes]."""
         return self.job.kubernetes
+
+    @property
+    def patience(self) -> int:
+        """Seconds that its pods may take to start."""
+        return self.settings.start_timeout or _FOR_EVER
 
 
 def name_for(stem: str, run_id: str) -> str:
@@ -174,11 +179,8 @@ def _driver_pod(submission: Submission) -> Manifest:
     settings = submission.settings
     arguments = ["dfm", "drive", "/etc/dfm/job.toml", "--attempts", str(settings.attempts)]
     arguments += ["--run-id", submission.run_id] if submission.run_id else []
-    # The driver starts beside its cluster and waits for it. Two thirds of the workers are enough to begin with; the
-    # others join when nodes are found for them.
-    patience = settings.start_timeout or _FOR_EVER
-    arguments += ["--set", f"cluster.worker_timeout={patience}"]
-    arguments += ["--set", f"cluster.min_workers={max(1, submission.sizing.workers * 2 // 3)}"]
+    for name, value in _waits(submission).items():
+        arguments += ["--set", f"cluster.{name}={value}"]
     arguments += ["--heartbeat", _HEARTBEAT]
     container = _container(submission, "driver", arguments, submission.sizing.driver_memory, 1)
     # find, not Python: a probe must not fail for want of memory or of a processor's time. Nobody calls the driver, so
@@ -194,11 +196,21 @@ def _driver_pod(submission: Submission) -> Manifest:
     return pod
 
 
+def _waits(submission: Submission) -> dict[str, int]:
+    """The driver's patience with its cluster, which starts beside it, as far as the job leaves it to its defaults. Two
+    thirds of the workers are enough to begin with; the others join when nodes are found for them.
+    """
+    values = {"worker_timeout": submission.patience, "min_workers": max(1, submission.sizing.workers * 2 // 3)}
+    own, default = submission.job.cluster, ClusterSettings()
+    return {name: value for name, value in values.items() if getattr(own, name) == getattr(default, name)}
+
+
 def _scheduler_pod(submission: Submission) -> Manifest:
     arguments = ["dask", "scheduler", "--port", "8786", "--dashboard-address", ":8787"]
     arguments += ["--protocol", "tls"] if submission.settings.tls_secret else []
     container = _container(submission, "scheduler", arguments, submission.sizing.scheduler_memory, 1)
     container["env"].append({"name": "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES", "value": json.dumps(_API_ROUTES)})
+    container["env"].append({"name": "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "value": "60s"})
     container["ports"] = [
         {"name": "tcp-comm", "containerPort": 8786, "protocol": "TCP"},
         {"name": "http-dashboard", "containerPort": 8787, "protocol": "TCP"},

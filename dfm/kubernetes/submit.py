@@ -62,6 +62,11 @@ def prepare(job: Job, name: str = "", stem: str = "dfm", namespace: str = "") ->
     run_id = runs.new_run_id()
     planned = _plan(job) if sizing.needs_plan(job.kubernetes) else None
     sizes = sizing.size(job.kubernetes, planned)
+    if job.cluster.min_workers > sizes.workers:
+        raise SettingsError(
+            f"cluster.min_workers = {job.cluster.min_workers} are never there, for the job gets {sizes.workers} "
+            f"(kubernetes.workers = {job.kubernetes.workers!r}); ask for more of these, or wait for fewer"
+        )
     return Submission(name or manifest.name_for(stem, run_id), namespace, job, sizes, run_id)
 
 
@@ -132,7 +137,8 @@ def submit(api: Api, submission: Submission) -> Submitted:
         for each in (file, budget):
             _created(api, manifest.owned_by(each, owner))
         if not files.is_local(job.output.directory):
-            runs.submitted_since(seen, job, submission.run_id, f"{DASK_JOB} {api.namespace}/{submission.name}")
+            where = f"{DASK_JOB} {api.namespace}/{submission.name}"
+            runs.submitted_since(seen, job, submission.run_id, where, submission.patience + lifecycle.START_SECONDS)
     except BaseException as error:
         if owner or not isinstance(error, Refused | SettingsError):
             _take_back(api, submission, is_made=bool(owner))

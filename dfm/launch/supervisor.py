@@ -40,7 +40,8 @@ def drive(
     """Run a command (the driver of `job` as `run_id`) up to `attempts` times; returns its last exit code.
 
     SIGTERM and SIGINT end the attempts and are passed on, both as SIGTERM: a terminal sends Ctrl-C to the command, too,
-    which is to be interrupted once. So does a request to cancel the run between two of them.
+    which is to be interrupted once. So do the same signals to the command alone, whose record then says "interrupted"
+    for good, and a request to cancel the run between two attempts.
     tell: takes a line of JSON about each new attempt. heartbeat: a file that the command touches; when it stops doing
     so it is killed, which is one way of being lost. SettingsError where another run is alive in the job's output.
     """
@@ -48,8 +49,8 @@ def drive(
         supervised.claim()
         for attempt in range(1, attempts + 1):
             code = supervised.run(command, attempts - attempt)
-            lost = code > _SIGNALLED
-            if supervised.asked or attempt == attempts or not (lost or code in lifecycle.WORTH_ANOTHER_TRY):
+            asked = supervised.asked or code == lifecycle.INTERRUPTED_CODE
+            if asked or attempt == attempts or not (code > _SIGNALLED or code in lifecycle.WORTH_ANOTHER_TRY):
                 break
             if supervised.is_superseded():  # another attempt would replace its record, and its model
                 break
@@ -60,8 +61,10 @@ def drive(
             if stopped := supervised.pause(pause):
                 supervised.settle(stopped, "told to stop between two attempts", lifecycle.of(stopped).exit_code or 1)
                 return lifecycle.of(stopped).exit_code or 1
-        if code:
-            supervised.settle("interrupted" if supervised.asked else "failed", _why(code, attempt), code)
+        if code and asked:
+            supervised.settle("interrupted", "the driver was told to stop", code)
+        elif code:
+            supervised.settle("failed", _why(code, attempt), code)
     return code
 
 

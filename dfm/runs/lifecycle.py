@@ -34,8 +34,9 @@ class State:
     writers: who may put it into a record; none: readers conclude it. after: what it may replace in the record of the
     same run ("": there is none); the record of another run is replaced by whatever begins a new one. is_final: nothing
     more happens by itself, so followers and waiters return, and cancelling leaves it alone; else they go on, and
-    cancelling asks the driver. silence: seconds without a word until readers conclude "lost"; None: they have no right
-    to. exit_code: of a command that waited; None: the record's error tells. engine: what a workflow engine does.
+    cancelling asks the driver. silence: seconds without a word until readers conclude "lost" (the record of a run that
+    is submitted may tell more); None: they have no right to. exit_code: of a command that waited; None: the record's
+    error tells. engine: what a workflow engine does.
     """
 
     name: str
@@ -53,8 +54,8 @@ _ENDED = ("interrupted", "cancelled", "failed", "finished")
 _ANY = ("", *_ALIVE, *_ENDED)  # a run that is tried again under its name begins anew, however it ended
 # fmt: off
 STATES = {state.name: state for state in (
-    State("submitted", "handed over; no driver was heard of yet", (SUBMITTER, SUPERVISOR), _ANY, False, None, None,
-          WAIT),
+    State("submitted", "handed over; no driver was heard of yet", (SUBMITTER, SUPERVISOR), _ANY, False, START_SECONDS,
+          None, WAIT),
     State("starting", "its driver waits for a cluster", (DRIVER,), _ANY, False, STALE_SECONDS, None, WAIT),
     State("running", "its driver trains", (DRIVER,), ("starting", "running"), False, STALE_SECONDS, None, WAIT),
     State("retrying", "an attempt failed; its supervisor starts another", (DRIVER, SUPERVISOR),

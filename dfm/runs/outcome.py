@@ -58,8 +58,7 @@ def outcome_of(directory: str, options: Mapping[str, Any] | None = None, run_id:
         other = f"; the record there is of run {record.run_id}" if record else ""
         return Outcome("unknown", f"no record of run {run_id or '(any)'} in {directory}{other}", None)
     if record.is_stale():
-        reason = f"no word of the driver ({record.host}, process {record.pid}) since {record.updated}"
-        return Outcome("lost", f"{reason}; run the same job again, it goes on from its checkpoint", record)
+        return Outcome("lost", _silence_of(record), record)
     if record.state == "finished":
         doubts = _doubts(record, options)
         return Outcome("unproven" if doubts else "finished", doubts, record)
@@ -101,6 +100,17 @@ def wait(
         if found is not None and (found.is_over or (until_gone and found.record is None)):
             return found
         time.sleep(EVERY)
+
+
+def _silence_of(record: RunRecord) -> str:
+    if record.state == "submitted":
+        where = record.scheduler or "a process of its own"
+        return (
+            f"handed over to {where} at {record.submitted}, and no driver has begun in {record.start_seconds:g} s; see "
+            "whether workers or pods are missing there, and submit the same job again"
+        )
+    reason = f"no word of the driver ({record.host}, process {record.pid}) since {record.updated}"
+    return f"{reason}; run the same job again, it goes on from its checkpoint"
 
 
 def _doubts(record: RunRecord, options: Mapping[str, Any] | None) -> str:

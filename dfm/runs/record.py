@@ -50,6 +50,8 @@ class RunRecord:
     pid: int = 0
     scheduler: str = ""
     submitted: str = ""
+    start_seconds: float = lifecycle.START_SECONDS
+    """Seconds that the driver of a run that is submitted may take to be heard of."""
     started: str = ""
     updated: str = ""
     ended: str = ""
@@ -74,12 +76,12 @@ class RunRecord:
 
     def is_stale(self, seconds: float | None = None) -> bool:
         """Whether nobody was heard of for longer (default: what the state allows) than a living driver leaves it."""
-        allowed = lifecycle.of(self.state).silence
+        allowed = self.start_seconds if self.state == "submitted" else lifecycle.of(self.state).silence
         return allowed is not None and self.age > (allowed if seconds is None else seconds)
 
     @property
     def is_alive(self) -> bool:
-        """Whether a driver, or what starts it again, was heard of lately."""
+        """Whether a driver, or what starts it, was heard of lately."""
         return lifecycle.of(self.state).silence is not None and not self.is_stale()
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,16 +153,17 @@ def _whole(read: Callable[[], Read]) -> Read:
     return read()
 
 
-def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:
-    """Leave the record of a run whose driver is still to start. Cancel requests of old are gone, and so are events, but
-    those of the run whose checkpoint it goes on from.
+def submitted(job: Job, run_id: str, scheduler: str = "", start_seconds: float = lifecycle.START_SECONDS) -> RunRecord:
+    """Leave the record of a run whose driver is still to start, in `start_seconds` at most. Cancel requests of old are
+    gone, and so are events, but those of the run whose checkpoint it goes on from.
     """
     directory, options = job.output.directory, job.data.storage_options
     check_record(directory, options)
     gone = [CANCEL] if _goes_on(job, read_run(directory, options)) else [CANCEL, EVENTS]
     record = RunRecord(
-        run_id, "submitted", job.fingerprint(), __version__, scheduler=scheduler, submitted=now(), updated=now()
-    )
+        run_id, "submitted", job.fingerprint(), __version__, scheduler=scheduler, submitted=now(), updated=now(),
+        start_seconds=start_seconds,
+    )  # fmt: skip
     _forget(directory, options, gone)
     write_run(directory, record, options)
     return record
@@ -213,7 +216,7 @@ def forget_request(directory: str, options: files.Options = None) -> None:
     _forget(directory, options, [CANCEL])
 
 
-def submitted_since(seen: RunRecord | None, job: Job, run_id: str, scheduler: str) -> RunRecord:
+def submitted_since(seen: RunRecord | None, job: Job, run_id: str, scheduler: str, start_seconds: float) -> RunRecord:
     """The same, for a driver that may be up already: where there is a record of the run that was not seen, it stays.
 
     seen: the record that was there before the driver could start. SettingsError where another run was quicker.
@@ -221,7 +224,7 @@ def submitted_since(seen: RunRecord | None, job: Job, run_id: str, scheduler: st
     present = check_free(job.output.directory, job.data.storage_options, run_id)
     if present is not None and present.run_id == run_id and present != seen:
         return present
-    return submitted(job, run_id, scheduler)
+    return submitted(job, run_id, scheduler, start_seconds)
 
 
 def check_free(directory: str, options: Mapping[str, Any] | None, run_id: str = "") -> RunRecord | None:
@@ -233,8 +236,8 @@ def check_free(directory: str, options: Mapping[str, Any] | None, run_id: str = 
     record = read_run(directory, options)
     if record is None or record.run_id == run_id:
         return record
-    waits = record.state == "submitted" and record.age < lifecycle.START_SECONDS
-    if record.is_alive or (waits and not is_cancelled(directory, record.run_id, options)):
+    begins = record.age < lifecycle.START_SECONDS and not is_cancelled(directory, record.run_id, options)
+    if begins if record.state == "submitted" else record.is_alive:
         raise SettingsError(
             f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
             f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "

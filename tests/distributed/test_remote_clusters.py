@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
+import yaml
 from distributed import Client, LocalCluster
 
 import dfm
@@ -55,10 +57,10 @@ def test_a_mismatch_names_the_package_its_versions_and_who_has_which() -> None:
 def other_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """A client whose one worker says that it has another numba."""
     with in_process_client(1) as client:
-        ask = client.get_versions
+        ask: Any = client.get_versions
 
-        def answer(**arguments: Any) -> Any:
-            found = ask(**arguments)
+        async def answer(**arguments: Any) -> Any:
+            found = await ask(**arguments)
             for worker in found["workers"].values():
                 worker["packages"] = {**worker["packages"], "numba": "0.1"}
             return found
@@ -77,6 +79,26 @@ def test_a_job_does_not_begin_on_other_versions_unless_told_to(
     tables = job_tables(log, tmp_path, cluster={"version_mismatch": "warn"})
     assert jobs.train(tables, other_worker).history
     assert "0.1 on worker" in caplog.text
+
+
+def test_a_frozen_worker_is_named_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "_PATIENCE", 2.0)
+    monkeypatch.setattr(versions, "_AT_ONCE", 1.0)
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        frozen, _ = cluster.add_worker(), cluster.add_worker()
+        with cluster.client(2) as client:
+            (address,) = [place for place, pid in client.run(os.getpid).items() if pid == frozen.pid]
+            frozen.send_signal(signal.SIGSTOP)
+            with pytest.raises(
+                ClusterError, match=rf"^worker {address} did not tell which versions are there within 2"
+            ):
+                versions.check_versions(client, ClusterSettings())
+            frozen.send_signal(signal.SIGCONT)
+            versions.check_versions(client, ClusterSettings())
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+        cluster.close()
 
 
 OTHER_NUMBA = """
@@ -235,6 +257,24 @@ def test_a_process_that_has_dfm_unpacks_nothing(monkeypatch: pytest.MonkeyPatch)
         upload.unpack(b"no wheel", "digest", dfm.__version__)
 
 
+# --- what they are told to do ---------------------------------------------------------------------------
+
+
+def test_the_settings_for_other_clusters_are_those_of_local_workers() -> None:
+    """But those of how local workers start; and what follows from the job there."""
+    file = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "distributed.yaml").read_text())
+    starting = ("distributed.nanny.", "distributed.deploy.")
+    patience = f"{ClusterSettings().worker_timeout:.0f}s"
+    expected = {
+        **{name: value for name, value in connect._CONFIG.items() if not name.startswith(starting)},
+        "distributed.scheduler.no-workers-timeout": patience,
+        "distributed.scheduler.worker-ttl": patience,
+        "distributed.worker.profile.enabled": False,
+    }
+    assert {name: dask.config.get(name, config=file) for name in expected} == expected
+    assert len(expected) == sum(not line.strip().endswith(":") for line in yaml.dump(file).splitlines())
+
+
 # --- who comes, and when --------------------------------------------------------------------------------
 
 
@@ -303,8 +343,6 @@ def test_a_cluster_that_grows_and_shrinks_in_mid_run_changes_nothing(log: Path, 
 
 
 def test_the_scheduler_comes_from_the_job_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dask
-
     assert remote.scheduler_address(ClusterSettings()) == ""
     with dask.config.set({"scheduler-address": "tcp://there:8786"}):
         assert remote.scheduler_address(ClusterSettings()) == "tcp://there:8786"

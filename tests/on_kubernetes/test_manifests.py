@@ -36,6 +36,7 @@ from tests.support.operator_parts import (
 )
 
 SIZES = sizing.Sizing(3, 1, 4 << 30, 2 << 30, 1 << 30, 20 << 30)
+SIZED = {"workers": 3, "worker_memory": "4GiB", "driver_memory": "2GiB", "scratch": "20GiB"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "gpu": {"gpus": 1, "image": "dfm:cuda"},
@@ -169,6 +170,18 @@ def test_a_failing_driver_is_not_restarted_by_kubernetes() -> None:
     for pod in (worker, scheduler):
         assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/health"
         assert pod["containers"][0]["readinessProbe"]
+
+
+def test_the_driver_waits_for_its_cluster_as_the_job_says_or_as_long_as_pods_may_take() -> None:
+    def waits(settings: dict[str, Any], cluster: dict[str, Any]) -> list[str]:
+        arguments = pod_specs(manifest.dask_job(submission_of(settings, cluster=cluster)))[0]["containers"][0]["args"]
+        return [argument for argument in arguments if argument.startswith("cluster.")]
+
+    assert waits({"start_timeout": 1800}, {}) == ["cluster.worker_timeout=1800", "cluster.min_workers=2"]
+    assert waits({}, {"worker_timeout": 77}) == ["cluster.min_workers=2"]
+    assert waits({}, {"min_workers": 3}) == ["cluster.worker_timeout=900"]
+    with pytest.raises(SettingsError, match=r"cluster\.min_workers = 4 are never there, for the job gets 3 \(kubern"):
+        submit.prepare(job_of(SIZED, cluster={"min_workers": 4}))
 
 
 def test_the_driver_is_probed_by_the_heartbeat_that_it_is_told_to_leave() -> None:

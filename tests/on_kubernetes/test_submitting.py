@@ -31,7 +31,7 @@ from dfm.kubernetes import follow, sizing, submit, upkeep
 from dfm.kubernetes.api import Api, Away
 from dfm.kubernetes.manifest import Manifest, Submission
 from dfm.launch import supervisor
-from dfm.runs import patience
+from dfm.runs import lifecycle, patience
 from dfm.runs import record as runs
 from dfm.runs.log import RunLog
 from dfm.settings.job import Job
@@ -119,6 +119,7 @@ def test_all_objects_are_created_strictly_and_belong_to_the_job(
     record = runs.read_run(submission.job.output.directory)
     assert record is not None
     assert (record.run_id, record.state, record.scheduler) == ("run-1", "submitted", "DaskJob team/clicks-1")
+    assert record.start_seconds == submission.job.kubernetes.start_timeout + lifecycle.START_SECONDS
 
 
 def test_a_refusal_names_the_missing_right_and_leaves_nothing_behind(

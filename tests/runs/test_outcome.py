@@ -20,7 +20,7 @@ import pytest
 
 from dfm.errors import SettingsError, StorageError
 from dfm.launch import supervisor
-from dfm.runs import heartbeat, outcome
+from dfm.runs import heartbeat, lifecycle, outcome
 from dfm.runs import record as runs
 from dfm.runs.log import RunLog
 from dfm.runs.outcome import outcome_of
@@ -97,6 +97,20 @@ def test_a_driver_without_a_heartbeat_is_lost(job: Job) -> None:
     assert "run the same job again, it goes on from its checkpoint" in found.reason
 
 
+@pytest.mark.parametrize("wait", [outcome.wait, outcome.follow])
+def test_a_run_whose_driver_never_began_is_lost_after_a_while(job: Job, wait: Callable[..., outcome.Outcome]) -> None:
+    old = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=lifecycle.START_SECONDS + 5)
+    record = replace(runs.submitted(job, "run-1", "tcp://there:8786"), updated=old.isoformat())
+    write_run(job.output.directory, record)
+    found = wait(job.output.directory, None, "run-1", lambda event: None)
+    assert (found.state, found.exit_code) == ("lost", 4)
+    assert "handed over to tcp://there:8786 at" in found.reason
+    assert "no driver has begun in 900 s; see whether workers or pods are missing" in found.reason
+    runs.check_free(job.output.directory, None)
+    write_run(job.output.directory, replace(record, start_seconds=3600.0))  # of a cluster that gives pods longer
+    assert outcome_of(job.output.directory).state == "submitted"
+
+
 # --- the supervisor -------------------------------------------------------------------------------------
 
 
@@ -115,7 +129,7 @@ def drive(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     return call
 
 
-@pytest.mark.parametrize("code", [0, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("code", [0, 2, 3, 5, 6, 7, 130])
 def test_an_end_that_another_start_cannot_change_is_taken(drive: Callable[..., Any], code: int) -> None:
     assert drive(f"sys.exit({code})") == (code, [], 1)
 
@@ -215,6 +229,31 @@ def test_a_signal_to_the_supervisor_ends_driver_and_attempts(drive: Callable[...
     code, told, starts = drive(f"import time; os.kill(os.getppid(), {int(number)}); time.sleep(60)")
     assert (code, told, starts) == (128 + signal.SIGTERM, [], 1)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_driver_alone_ends_the_attempts_too_as_its_record_says(
+    drive: Callable[..., Any], job: Job, number: signal.Signals
+) -> None:
+    """Followers of the run return when they read that it is interrupted."""
+    statement = (
+        "\nfrom dfm.runs.log import RunLog\nfrom dfm.runs.termination import stoppable\n"
+        "from dfm.settings.job import Job\n"
+        "try:\n"
+        f"    with stoppable(), RunLog(Job.from_dict({job.to_dict()!r}), 'run-1', attempts_left=2):\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        signal.pause()\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)"
+    )
+    assert drive(statement) == (130, [], 1)
+    assert outcome_of(job.output.directory).exit_code == 130
+    assert outcome_of(job.output.directory).state == "interrupted"
+
+
+def test_a_driver_that_is_interrupted_before_its_run_begins_is_no_failure(drive: Callable[..., Any], job: Job) -> None:
+    assert drive("signal.signal(signal.SIGINT, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGINT)") == (130, [], 1)
+    found = outcome_of(job.output.directory)
+    assert (found.state, found.reason) == ("interrupted", "the driver was told to stop")
 
 
 def test_a_driver_that_stops_dead_is_killed_and_started_again(

@@ -18,6 +18,7 @@ import pytest
 from dfm import jobs
 from dfm.data import synthetic
 from dfm.errors import SettingsError, SupersededError
+from dfm.launch import on_dask
 from dfm.runs import record as runs
 from dfm.runs.record import RunRecord, read_run, request_cancel
 from dfm.settings.job import Job
@@ -120,6 +121,19 @@ def test_a_running_job_is_cancelled_from_outside(training: tuple[subprocess.Pope
     record = run_of(job)
     assert (record.state, record.error and record.error["exit_code"]) == ("cancelled", 7)
     assert not files.exists(files.join(job.output.directory, "model"))
+
+
+def test_a_run_whose_driver_has_not_begun_is_over_when_it_is_cancelled(tmp_path: Path) -> None:
+    job = Job.from_dict({"data": {"train": "x"}, "output": {"directory": f"{tmp_path}/out"}})
+    runs.submitted(job, "run-1", "tcp://there:8786")
+    told = subprocess.run(
+        [sys.executable, "-m", "dfm", "cancel", job.output.directory, "--wait"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert told.stdout == "run run-1 is over: cancelled\n"
+    record = run_of(job)
+    assert (record.state, bool(record.ended)) == ("cancelled", True)
+    assert on_dask.drive_run(job, "run-1") == "cancelled", "and does not begin later"
 
 
 def test_a_killed_driver_leaves_a_record_that_grows_stale(training: tuple[subprocess.Popen[str], Job]) -> None:

@@ -13,7 +13,7 @@ import ssl
 import time
 import uuid
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import dask
@@ -93,11 +93,6 @@ def answered(client: Client, ask: Callable[[], Awaitable[T]], patience: float = 
             "is stopped or its host overloaded, and run the same command again"
         ) from error
     return answer
-
-
-def takes_work(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker, as the scheduler describes it, is more than paused and empty, as a refused newcomer is."""
-    return worker["status"] != "paused" or any(worker["metrics"].get("task_counts", {}).values())
 
 
 def least_memory(client: Client) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import io
@@ -19,13 +20,17 @@ from distributed.versions import get_versions
 
 from dfm.distributed.cluster import admission, upload
 from dfm.distributed.cluster.admission import ASKED_FOR, COMPARED, Versions, picked
-from dfm.distributed.cluster.remote import install, workers_of
+from dfm.distributed.cluster.remote import LONGEST_ANSWER, answered, install, workers_of
 from dfm.distributed.cluster.together import together
 from dfm.errors import ClusterError
 from dfm.settings.tables import ClusterSettings
 from dfm.version import DISTRIBUTION, __version__, installed
 
 logger = logging.getLogger(__name__)
+_PATIENCE = LONGEST_ANSWER
+"""Seconds for all workers to tell their versions."""
+_AT_ONCE = 5.0
+"""Seconds for a worker to answer that was silent before."""
 _LAST_WORD = 5.0
 """Seconds that a scheduler has to answer when a job is over, before it is left to notice by itself."""
 
@@ -46,7 +51,7 @@ def same_versions(client: Client, settings: ClusterSettings) -> Iterator[None]:
 
 def check_versions(client: Client, settings: ClusterSettings) -> None:
     """ClusterError where client, scheduler and workers do not run the same versions; dfm is sent where it may be."""
-    answer = client.get_versions(check=False, packages=ASKED_FOR)
+    answer = _told_by_all(client)
     found = {"client": _picked(answer["client"]), "scheduler": _picked(answer["scheduler"])}
     found |= {f"worker {address}": _picked(worker) for address, worker in answer["workers"].items() if worker}
     if settings.install_dfm and any(place["dfm"] is None for place in found.values()):
@@ -63,6 +68,36 @@ def check_versions(client: Client, settings: ClusterSettings) -> None:
     raise ClusterError(
         f'{message}; install the same versions everywhere, {remedy}or set cluster.version_mismatch = "warn" to try it'
     )
+
+
+def _told_by_all(client: Client) -> dict[str, Any]:
+    """The versions of all. ClusterError where some do not tell theirs in time: Dask waits for a frozen one for ever."""
+    ask: Any = client.get_versions
+    try:
+        told: dict[str, Any] = answered(client, lambda: ask(check=False, packages=ASKED_FOR), _PATIENCE)
+    except ClusterError as error:
+        if not (silent := answered(client, lambda: _silent(client))):
+            raise
+        raise ClusterError(
+            f"{_named(silent)} did not tell which versions are there within {_PATIENCE:g} s; see whether the processes "
+            "are stopped or their hosts overloaded, end them, and run the same command again"
+        ) from error
+    return told
+
+
+async def _silent(client: Client) -> list[str]:
+    """The workers that do not answer at once."""
+
+    async def asked(address: str) -> str:
+        ask = client.scheduler.broadcast(msg={"op": "identity"}, workers=[address], on_error="ignore")
+        try:
+            await asyncio.wait_for(ask, _AT_ONCE)
+        except TimeoutError:
+            return f"worker {address}"
+        return ""
+
+    workers = (await client.scheduler.identity(n_workers=-1))["workers"]
+    return [place for place in await asyncio.gather(*map(asked, workers)) if place]
 
 
 def mismatches(found: Mapping[str, Versions]) -> list[str]:

@@ -18,11 +18,11 @@ import distributed
 from distributed import Client, Future, LocalCluster, Status
 
 from dfm.distributed.cluster import lost_workers
+from dfm.distributed.cluster.paused import standing_still, takes_work
 from dfm.distributed.cluster.remote import (
     LONGEST_ANSWER,
     check_client,
     install,
-    takes_work,
     task_that_waits,
     workers_of,
 )
@@ -50,7 +50,8 @@ def home_of(number: int, total: int, workers: Sequence[T]) -> T:
 
 
 class Watch:
-    """A client whose waits end when the cluster is gone: when it had no worker for `timeout` seconds.
+    """A client whose waits end when the cluster is gone: when it had no worker, or only paused ones, for `timeout`
+    seconds.
 
     Dask itself waits for ever by default, for workers as for a scheduler that does not answer.
     """
@@ -59,7 +60,9 @@ class Watch:
         check_client(client)
         self.client = client
         self._timeout = timeout
+        # `_seen`: when the wait that goes on began, or last saw a cluster that can work.
         self._seen = self._next = self._next_start = time.monotonic()
+        self._has_warned = False
         release_from_lost_workers(client)
 
     def addresses(self) -> list[str]:
@@ -69,6 +72,7 @@ class Watch:
     def threads(self) -> dict[str, int]:
         """The same, with the tasks that each runs at a time."""
         waits: Future | None = None
+        self._seen = time.monotonic()
         while not (workers := self._workers()):
             self._check(workers)
             if waits is None and self.client.status == "running":
@@ -118,8 +122,9 @@ class Watch:
         A fetch that takes long is begun anew: the worker that had the result may be dead, and another compute it again.
         The slow one is left to itself, which ends when Dask gives that worker up.
         """
+        self._seen = time.monotonic()
         for seconds in itertools.chain(_PATIENCE, itertools.repeat(_PATIENCE[-1])):
-            self.wait(future)
+            self._wait(future)
             with contextlib.suppress(TimeoutError):
                 return self.client.sync(_fetched, self.client, future, seconds)
             self._look_around()
@@ -127,6 +132,10 @@ class Watch:
 
     def wait(self, future: Future) -> None:
         """Return when a task is done; its error is raised. The result stays on the cluster."""
+        self._seen = time.monotonic()
+        self._wait(future)
+
+    def _wait(self, future: Future) -> None:
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
         while not done.wait(_LOOK_AROUND):
@@ -137,6 +146,7 @@ class Watch:
         """The tasks as they end; the first error is raised."""
         completed = distributed.as_completed(list(futures), loop=self.client.loop)
         left = len(futures)
+        self._seen = time.monotonic()
         while left:
             if not completed.has_ready():
                 time.sleep(0.01)
@@ -147,6 +157,7 @@ class Watch:
                 left -= 1
                 _raise_if_failed(future)
                 yield future
+            self._seen = time.monotonic()
 
     def _look_around(self) -> None:
         self._next = time.monotonic() + _LOOK_AROUND
@@ -171,18 +182,32 @@ class Watch:
             local.loop.add_callback(_start_missing, local)
 
     def _check(self, workers: Mapping[str, Any]) -> None:
-        """ClusterError where the cluster has been without a worker, or out of reach, for too long."""
-        now = time.monotonic()
-        if workers:
-            self._seen = now
+        """ClusterError where the cluster has been without a worker, out of reach, or paused, for too long."""
+        paused = standing_still(workers)
+        waited = time.monotonic() - self._seen
+        if workers and not paused:
+            self._seen, self._has_warned = time.monotonic(), False
         elif self.client.status == "closed":
             raise ClusterError("the scheduler is gone; start it and its workers, and run the same command again")
-        elif now - self._seen > self._timeout:
-            raise ClusterError(
-                "the cluster had no worker, or its scheduler did not answer, for cluster.worker_timeout = "
-                f"{self._timeout:g} s; see that workers are started and have memory to spare, and run the same command "
-                "again: what is finished is not repeated"
+        elif waited > self._timeout:
+            raise ClusterError(self._trouble(paused))
+        elif paused and waited > 2 * _LOOK_AROUND and not self._has_warned:
+            self._has_warned = True
+            logger.warning("all work waits for workers that are paused, being short of memory: %s", paused)
+
+    def _trouble(self, paused: str) -> str:
+        over = f"for cluster.worker_timeout = {self._timeout:g} s"
+        again = "run the same command again: what is finished is not repeated"
+        if paused:
+            return (
+                f"all work has waited {over} for workers that Dask has paused near their memory limit, which begin "
+                f"nothing until memory is free: {paused}; start workers with a greater --memory-limit, or with "
+                f"distributed.worker.memory.pause = false (deploy/distributed.yaml), and {again}"
             )
+        return (
+            f"the cluster had no worker, or its scheduler did not answer, {over}; see that workers are started and "
+            f"have memory to spare, and {again}"
+        )
 
 
 def _start_missing(local: LocalCluster) -> None:
