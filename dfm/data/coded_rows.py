@@ -47,7 +47,7 @@ class CodedColumns:
         """Sums over the entries of rows that weigh anything."""
         n_rows = int(np.count_nonzero(self.weights)) if self.weights.size else self.n_rows
         n_entries = n_rows * len(self.columns)
-        return EntrySums(n_rows, n_entries, float(n_entries))
+        return EntrySums(n_rows, n_entries, float(n_entries), self.n_rows)
 
     def take(self, order: NDArray[np.int64]) -> CodedColumns:
         """The rows numbered by `order`, in that order."""

@@ -7,6 +7,7 @@ or "_" are hidden, as they are to Spark and Arrow; so is what dfm itself wrote b
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from dfm.data.table_columns import TableColumn
-from dfm.errors import DataError, SettingsError
+from dfm.errors import DataError, SettingsError, StorageError
 from dfm.storage import files, listing
 from dfm.storage.listing import GLOB, is_hidden
 from dfm.storage.ownership import CONVERSION, PREDICTIONS, SYNTHETIC, Ledger
@@ -154,6 +155,7 @@ class _Search:
         self._filesystem, self._path, self._options = filesystem, path, options
         self.is_local = files.is_local(path) and _protocol(filesystem) in ("file", "local")
         self.passed: dict[str, str] = {}
+        self._root, self._is_glob = "", False
 
     def files_once(self, root: str) -> list[tuple[str, str]]:
         """The same, without folders that are reached a second time through a link."""
@@ -166,7 +168,8 @@ class _Search:
     def files_of(self, root: str) -> Iterator[tuple[str, str]]:
         """Names of the files, each with its base."""
         self.passed.clear()
-        if GLOB.search(root) and not self._filesystem.exists(root):
+        self._root, self._is_glob = root, bool(GLOB.search(root)) and not self._filesystem.exists(root)
+        if self._is_glob:
             yield from self._matched(root)
         elif self._filesystem.isdir(root):
             self._refuse_tables([root], beyond=True)
@@ -231,30 +234,50 @@ class _Search:
     def _refuse_tables(self, folders: Sequence[str], beyond: bool) -> None:
         """DataError where a folder is a table of another system or half written, or with `beyond` lies in one."""
         parents = [parent for folder in folders[:1] if beyond for parent in _parents(folder)]
-        for folder in dict.fromkeys((*folders, *parents)):
-            self._refuse_half_written(folder, _IN_FOLDERS if folder in parents else _HALF_WRITTEN)
-            for kind, (log, remedy) in _TABLES.items():
-                if self._is_log(kind, posixpath.join(folder, log)):
-                    raise DataError(
-                        f"{self._path} belongs to a table of {kind} ({posixpath.join(folder, log)}): which of its "
-                        "files are rows of today stands in its log alone, and reading them all would count deleted "
-                        f"rows and old versions. {remedy.format(delta=self._as_delta(folder))}"
-                    )
+        kinds = {**dict.fromkeys(parents, _IN_FOLDERS), **dict.fromkeys(folders, _HALF_WRITTEN)}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for _ in pool.map(self._refuse_table, kinds, kinds.values()):
+                pass
+
+    def _refuse_table(self, folder: str, half_written: Mapping[str, tuple[str, str]]) -> None:
+        self._refuse_half_written(folder, half_written)
+        for kind, (log, remedy) in _TABLES.items():
+            if self._is_log(kind, posixpath.join(folder, log)):
+                raise DataError(
+                    f"{self._path} belongs to a table of {kind} ({posixpath.join(folder, log)}): which of its "
+                    "files are rows of today stands in its log alone, and reading them all would count deleted "
+                    f"rows and old versions. {remedy.format(delta=self._as_delta(folder))}"
+                )
 
     def _refuse_half_written(self, folder: str, kinds: Mapping[str, tuple[str, str]]) -> None:
-        """DataError where a command of dfm writes such files into a folder, or was killed while it did."""
+        """DataError where a command of dfm writes such files into a folder, or was killed while it did, and some of
+        them are meant.
+        """
         for kind, (what, command) in kinds.items():
             if kind == SYNTHETIC and not self.is_local:  # they are written to disks alone
                 continue
             try:
-                is_whole = Ledger(_unstrip(self._filesystem, folder), kind, self._options).is_settled()
+                listed = Ledger(_unstrip(self._filesystem, folder), kind, self._options).read()
             except (PermissionError, SettingsError):  # a ledger of somebody else says nothing
                 continue
-            if not is_whole:
+            except StorageError as error:
+                if not isinstance(error.__cause__, PermissionError):
+                    raise
+                continue
+            if any(size is None and self._is_meant(posixpath.join(folder, name)) for name, size in listed.items()):
                 raise DataError(
                     f"{self._path}: the {what} {folder} did not come to its end, and rows are missing there, or stand "
                     f"there twice; wait for it, or give the same {command} again"
                 )
+
+    def _is_meant(self, name: str) -> bool:
+        """Whether a file, if it were there, might be among those that the path names."""
+        if not self._is_glob:
+            return name.startswith(f"{self._root.rstrip('/')}/")
+        wanted, steps = self._root.split("/"), name.split("/")
+        if "**" in wanted:
+            return True
+        return len(wanted) <= len(steps) and all(map(fnmatch.fnmatchcase, steps, wanted))
 
     def _as_delta(self, folder: str) -> str:
         """The URL of a Delta table in a folder."""

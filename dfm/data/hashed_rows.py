@@ -22,15 +22,21 @@ def no_ids() -> NDArray[np.uint64]:
 @dataclass(frozen=True, slots=True)
 class EntrySums:
     """Rows that weigh anything, how many entries they have, and Σ x² over these, which is what the rows' own steps move
-    their scores by.
+    their scores by. n_counted: all rows, whose features a vocabulary counts.
     """
 
     n_rows: int = 0
     n_entries: int = 0
     squares: float = 0.0
+    n_counted: int = 0
 
     def __add__(self, other: EntrySums) -> EntrySums:
-        return EntrySums(self.n_rows + other.n_rows, self.n_entries + other.n_entries, self.squares + other.squares)
+        return EntrySums(
+            self.n_rows + other.n_rows,
+            self.n_entries + other.n_entries,
+            self.squares + other.squares,
+            self.n_counted + other.n_counted,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class HashedRows:
             n_rows, n_entries = int(weigh.sum()), int(n_each[weigh].sum())
             values = values[np.repeat(weigh, n_each)] if values.size else values
         squares = float(np.square(values, dtype=np.float64).sum()) if self.values.size else float(n_entries)
-        return EntrySums(n_rows, n_entries, squares)
+        return EntrySums(n_rows, n_entries, squares, self.n_rows)
 
     @property
     def uniform(self) -> HashedRows:

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import difflib
 import itertools
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -151,15 +150,12 @@ def find_shards(
 
 def _told_apart(shards: list[Shard]) -> list[Shard]:
     """The shards; where paths to many folders name files of one place, with the folders in which these differ."""
-    times = Counter(shard.place for shard in shards)
-    if times.total() == len(times):
+    if len({shard.place for shard in shards}) == len(shards):
         return shards
     steps = [shard.url.split("/") for shard in shards]
     n_common = len(list(itertools.takewhile(lambda those: len({*those}) == 1, zip(*steps, strict=False))))
     below = [plain_steps(own[n_common:]) for own in steps]
-    return [
-        replace(shard, below=own) if times[shard.place] > 1 else shard for shard, own in zip(shards, below, strict=True)
-    ]
+    return [replace(shard, below=own) for shard, own in zip(shards, below, strict=True)]
 
 
 def _files_of(path: str, options: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> Sequence[FoundFile]:

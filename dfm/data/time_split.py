@@ -89,8 +89,10 @@ def _as_fine_as(bound: str, values: pa.Array) -> pa.Array:
     is_whole, kind = re.match(_WHOLE_NUMBER, bound) is not None, values.type
     if pa.types.is_integer(kind) and not is_whole:
         return values.cast(pa.float64(), safe=False)
-    if pa.types.is_decimal(kind) and not is_whole:
-        return values.cast(pa.decimal256(76, 38))
+    if pa.types.is_decimal(kind):
+        return values.cast(pa.decimal256(76, kind.scale if is_whole else 38))
+    if kind == pa.uint64() and bound.startswith("-"):
+        return values.cast(pa.float64(), safe=False)
     return values.cast(pa.int64()) if pa.types.is_integer(kind) and kind.bit_width < 64 else values
 
 

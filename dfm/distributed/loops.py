@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+from dfm.data.footers import padded_folders
 from dfm.data.number_sketches import columns_with_statistics
 from dfm.distributed import start
 from dfm.distributed.calibrating import share_apart
@@ -16,7 +17,7 @@ from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Run
 from dfm.distributed.tuning import tuned
-from dfm.errors import DataError
+from dfm.errors import DataError, SettingsError
 from dfm.model.warm_start import Start
 from dfm.settings.job import Job
 from dfm.storage import files
@@ -32,6 +33,8 @@ _STATISTICS_OF = "sound ones that weigh anything"
 """The rows whose numbers make statistics, where others may be read; a checkpoint of other buckets cannot go on."""
 _LOTS = "by folders and names"
 """Which lots rows draw in shards that lie in folders; a checkpoint whose rows drew others cannot go on."""
+_INTEGERS = "of folders and shards"
+"""The integers that folders with zeros in front and other shards share; a checkpoint of other features cannot go on."""
 
 
 def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
@@ -43,9 +46,12 @@ def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
     has_others = bool(job.schema.weight) or job.data.on_bad_rows == "skip"
     if has_others and warm is None and columns_with_statistics(inputs.schema):
         tables["schema.statistics"] = {"rows": _STATISTICS_OF}
-    is_by_lot = inputs.split.n_rows or inputs.split.lots or job.data.sample_negatives < 1
-    if is_by_lot and any("/" in shard.place for shard in inputs.train):
+    held_out = (inputs.split.n_rows or inputs.split.lots) and not inputs.split.group
+    if (held_out or job.data.sample_negatives < 1) and any("/" in shard.place for shard in inputs.train):
         tables["data"] = {**tables.get("data", {}), "lots of rows": _LOTS}
+    padded = padded_folders(inputs.schema.integers, inputs.train)
+    if shared := [name for name in padded if any(name not in dict(shard.partition) for shard in inputs.train)]:
+        tables["schema.integers"] = dict.fromkeys(shared, _INTEGERS)
     return Identity(tables, inputs.identities, tables_read)
 
 
@@ -134,8 +140,20 @@ def resume(run: Run, loop: TrainingLoop, checkpointer: Checkpointer, found: Sequ
         except (DataError, FileNotFoundError) as error:
             found = checkpointer.instead_of(checkpoint, error)
             continue
+        _check_features(loop, checkpoint, run.job)
         loop.restore(checkpoint, blocks, best)
         at = loop.at
         run.tell({"event": "resumed", "epoch": at.epoch, "round": at.round, "rounds": loop.n_rounds})
         return True
     return False
+
+
+def _check_features(loop: TrainingLoop, checkpoint: Checkpoint, job: Job) -> None:
+    """SettingsError where a checkpoint is of a table of another size, as another version of dfm may make it."""
+    now, then = loop.executor.bounds[-1:], checkpoint.state["bounds"][-1:]
+    if now and now != then:
+        raise SettingsError(
+            f"the checkpoint at {job.output.checkpoints} has parameters of {then[0]:,} features, and the rows now have "
+            f"{now[0]:,}: another version of dfm wrote it. Start afresh with --no-resume (output.resume = false), "
+            "which deletes it"
+        )

@@ -266,6 +266,16 @@ class Ledger:
         self._claimed, self._mark = (), ""
         self._write({**kept, **sizes}, claims)
 
+    def withdraw(self) -> None:
+        """Delete the files that were claimed, and forget them: what was there before is whole without them."""
+        self.remove(self._claimed)
+        noted, claims = self._read()
+        claims.pop(self._mark, None)
+        awaited = {name for each in claims.values() for name in each.names}
+        kept = {name: size for name, size in noted.items() if name in awaited or name not in self._claimed}
+        self._claimed, self._mark = (), ""
+        self._write(kept, claims)
+
     def remove(self, names: Collection[str] | None = None) -> None:
         """Delete files that dfm made (all of them, unless named), and what killed processes left of these an hour ago
         or more, with folders that are empty then; everything else stays.

@@ -20,7 +20,7 @@ from fsspec.spec import AbstractFileSystem
 
 from dfm.data.discovery import FoundFile, find_files, partition_columns
 from dfm.data.text.sources import find_sources
-from dfm.errors import DataError
+from dfm.errors import DataError, StorageError
 from dfm.storage import files, listing
 from dfm.storage.ownership import Ledger
 
@@ -259,6 +259,32 @@ def test_what_dfm_has_not_written_to_its_end_is_no_data(tmp_path: Path, kind: st
     put(folder, "part-1.parquet")
     ledger.settle()
     assert names(folder) == ["part-0.parquet", "part-1.parquet"]
+
+
+def test_what_lies_beside_a_half_written_log_or_prediction_is_data(tmp_path: Path) -> None:
+    Ledger(str(tmp_path), "log").claim(["day=1/part-0.parquet", "truth.json"])
+    Ledger(str(tmp_path / "scored"), "predictions").claim(["part-0.parquet", "_SUCCESS"])
+    put(str(tmp_path), "mine/a.parquet", "scored/clicks-0.parquet", "scored/part-0.parquet", "day=1/part-0.parquet")
+    assert names(str(tmp_path), "mine") == ["mine/a.parquet"]
+    assert names(str(tmp_path), "scored/clicks-*.parquet") == ["scored/clicks-0.parquet"]
+    for path in ("scored", "scored/*.parquet", "*/part-*.parquet", "**/part-0.parquet", ""):
+        with pytest.raises(DataError, match="did not come to its end"):
+            names(str(tmp_path), path)
+
+
+def test_a_ledger_above_the_data_that_may_not_be_read_says_nothing(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder, "log/a.parquet")
+    read = files.read_bytes
+
+    def denied(url: str, options: files.Options = None) -> bytes:
+        if "/log/" not in url:
+            raise StorageError(f"{url}: access denied") from PermissionError("403")
+        return read(url, options)
+
+    monkeypatch.setattr(files, "read_bytes", denied)
+    assert names(folder, "log") == ["log/a.parquet"]
 
 
 @pytest.mark.parametrize("path", ["day=1", "day=*", "day=1/*.parquet"])

@@ -96,6 +96,14 @@ def test_folders_that_are_named_one_by_one_are_told_apart(tmp_path: Path) -> Non
     assert drawn([path.parent for path in sorted(log.rglob("*.parquet"))], draw) == whole
 
 
+def test_no_two_files_have_one_place_however_folders_are_named(tmp_path: Path) -> None:
+    for name in ("a/p", "b/p", "c/a/p"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        pq.write_table(pa.table({"n": range(8)}), tmp_path / f"{name}.parquet")
+    shards = find_shards([str(tmp_path / folder) for folder in "abc"])
+    assert len({shard.place for shard in shards}) == 3
+
+
 def test_every_row_is_drawn_or_left(shard: Path) -> None:
     drawn, left = (kept(shard, Draw(0.0, 0.1, keeps), [0, N_ROWS]) for keeps in (True, False))
     assert sorted(drawn + left) == list(range(N_ROWS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 from typing import Any
 
 import pyarrow as pa
@@ -146,6 +147,10 @@ def test_numbers_with_a_fraction_in_one_shard_cut_the_whole_ones_of_another() ->
     assert held_out(whole, fractions)[1:] == (100, [50, 50])
     decimals = whole.cast(pa.decimal128(20, 0))
     assert held_out(decimals, fractions)[1:] == (100, [50, 50])
+    few_digits = pa.array([decimal.Decimal("90.25")] * 950, pa.decimal128(4, 2))
+    assert held_out(few_digits, pa.array([10_000 + row // 10 for row in range(100)], pa.int64()))[1] == 100
+    below_zero = pa.array([-200 + row // 10 for row in range(1000)], pa.int64())
+    assert held_out(below_zero, pa.array([1] * 10, pa.uint64()))[0].startswith("-")
     assert held_out(whole, pa.array([183.5] * 100 + [float("nan")] * 7 + [None])) == ("183.5", 110, [10, 100])
 
 

@@ -79,6 +79,20 @@ def test_a_checkpoint_of_rows_in_folders_knows_which_lots_they_drew(tmp_path: Pa
     assert drawn_by(days, validation=str(log), sample_negatives=1.0) is None
 
 
+def test_a_checkpoint_of_folders_and_shards_with_one_integer_knows_that_they_share_it(tmp_path: Path) -> None:
+    """Those of before had two features for it."""
+    folders, stored = write_log(tmp_path / "log" / "hour=06", 1), write_log(tmp_path / "stored", 1, hour=[6] * N_ROWS)
+
+    def told_of(*train: Path) -> Any:
+        schema = {"categorical": ["a", "b", "hour"]}
+        data = {"train": [str(path) for path in train], "validation_fraction": 0.0}
+        job = Job.from_dict(tables_of(tmp_path, tmp_path, data=data, schema=schema))
+        return identity_of(job, find_inputs(job), None).tables.get("schema.integers")
+
+    assert told_of(folders.parent, stored) == {"hour": "of folders and shards"}
+    assert told_of(folders.parent) is told_of(stored) is None
+
+
 def test_the_latest_rows_are_held_out_where_there_is_a_time(client: Client, tmp_path: Path) -> None:
     hours = np.random.default_rng(6).permutation(np.arange(N_ROWS) // 100)
     log = write_log(tmp_path / "log", hour=hours)

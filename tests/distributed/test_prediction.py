@@ -14,6 +14,7 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
+from dfm.data.parquet import find_shards
 from dfm.data.schema import resolve
 from dfm.distributed import predict, scoring
 from dfm.errors import DataError, ModelError, SettingsError
@@ -293,6 +294,19 @@ def test_overwriting_that_fails_keeps_earlier_parts_but_nobody_trusts_them(
         jobs.predict(model, str(tmp_path / "rows.parquet"), str(tmp_path / "scored"), overwrite=True, client=client)
     assert before.items() <= {path.name: path.read_bytes() for path in (tmp_path / "scored").glob("part-*")}.items()
     assert not (tmp_path / "scored" / "_SUCCESS").exists()
+
+
+def test_where_every_row_is_bad_an_earlier_prediction_stays_data(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    rows, scored = read_log(log, LAST_DAY), str(tmp_path / "scored")
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    jobs.predict(model, str(tmp_path / "rows.parquet"), scored, client=client)
+    nothing = pa.array([float("inf")] * len(rows))
+    pq.write_table(rows.set_column(rows.column_names.index("I2"), "I2", nothing), tmp_path / "bad.parquet")
+    with pytest.raises(DataError):
+        jobs.predict(model, str(tmp_path / "bad.parquet"), scored, overwrite=True, client=client, on_bad_rows="skip")
+    assert sum(shard.n_rows for shard in find_shards([scored])) == len(rows)
 
 
 def test_a_bad_row_stops_or_keeps_its_place_without_a_prediction(

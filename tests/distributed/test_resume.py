@@ -14,7 +14,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from dfm import jobs
-from dfm.distributed import checkpointing
+from dfm.distributed import checkpointing, start
 from dfm.distributed.cluster.watch import Watch
 from dfm.errors import DataError, DivergenceError, RunCancelled, SettingsError
 from dfm.kernels.tables import Layout
@@ -52,6 +52,23 @@ def rounds_and_result(tables: dict[str, Any], client: Client) -> tuple[int, Any]
     told: list[dict[str, Any]] = []
     result = jobs.train(tables, client, on_event=told.append)
     return sum(event["event"] == "round" for event in told), result
+
+
+def test_a_checkpoint_of_a_table_of_another_size_is_refused(
+    log: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = job_tables(log, tmp_path)
+    with pytest.raises(RunCancelled):
+        jobs.train(tables, client, on_event=stop_after(2))
+    cut = start.cut_table
+
+    def with_one_more(*arguments: Any) -> tuple[list[int], bool]:
+        bounds, cuts_pushes = cut(*arguments)
+        return [*bounds[:-1], bounds[-1] + 1], cuts_pushes
+
+    monkeypatch.setattr(start, "cut_table", with_one_more)
+    with pytest.raises(SettingsError, match=r"another version of dfm wrote it. Start afresh with --no-resume"):
+        jobs.train(tables, client)
 
 
 @pytest.mark.parametrize("kind", KINDS)

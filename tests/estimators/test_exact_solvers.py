@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("sklearn", minversion="1.6")
@@ -16,7 +17,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.model_selection import cross_val_score, train_test_split
 
 from dfm.errors import SettingsError
-from dfm.estimators import FMClassifier, FMRegressor, LinearRegressor
+from dfm.estimators import FMClassifier, FMRegressor, LinearRegressor, recipes
 from dfm.settings.job import Job
 from tests.support.small_jobs import in_process_client
 
@@ -122,6 +123,19 @@ def test_rows_of_weight_zero_are_no_evidence(machine: Any):
     alone = machine(**given).fit(X[some], y[some])
     among = machine(**given).fit(X, y, sample_weight=weights)
     np.testing.assert_allclose(among.coef_, alone.coef_, atol=1e-4)
+
+
+def test_rows_of_weight_zero_leave_penalties_and_priors_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    """Their features are counted, and so are they, where shares of rows are made of these counts."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({f"c{number}": rng.integers(0, 5, 300).astype(str) for number in range(10)})
+    y, crowds, crowd_of = rng.random(300) < 0.5, [], recipes.crowd_of
+    monkeypatch.setattr(recipes, "crowd_of", lambda *told: crowds.append(crowd_of(*told)) or crowds[-1])
+    machine = FMClassifier(solver="als", n_factors=2, n_epochs=1, early_stopping=False)
+    machine.fit(frame, y)
+    machine.fit(pd.concat([frame] * 10), np.tile(y, 10), sample_weight=np.arange(3_000) < 300)
+    assert crowds[0] == pytest.approx(8.0, rel=0.01)
+    assert crowds[1] == pytest.approx(crowds[0])
 
 
 def test_class_weights_of_zero_leave_the_mean_weight_to_the_other_rows():

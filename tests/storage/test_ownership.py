@@ -50,7 +50,7 @@ DELETING = {
     *("delete", "remove_own", "truncate", "replace", "pipe_file", "put_file", "write_bytes", "write_text", "writing"),
 }
 """Names of functions that take a file away or put another one in its place."""
-NOT_OF_FILES = re.compile(r"dataclasses\.replace|arrays\.replace|^replace$")
+NOT_OF_FILES = re.compile(r"dataclasses\.replace|arrays\.replace|^replace$|^gauge\.remove$")
 
 
 def calls_that_delete() -> set[str]:
