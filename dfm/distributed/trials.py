@@ -24,7 +24,7 @@ from dfm.distributed.variants import with_least
 from dfm.errors import DfmError, DivergenceError, SettingsError
 from dfm.settings.constraints import show
 from dfm.settings.job import Job
-from dfm.settings.tables import SGD
+from dfm.settings.tables import ALS, SGD
 from dfm.training.automatic import RowScale, settled
 from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import TrainingLoop
@@ -61,10 +61,12 @@ def open_trials(
 
 def check_trials(inputs: Inputs, order: Order) -> None:
     """SettingsError where trials of a job could not be compared."""
+    solver = order.job.training.solver
     if order.job.training.is_exact:
+        knobs = "training.l2_factors" if solver == ALS else "training.n_epochs, training.draws"
         raise SettingsError(
-            f"training.solver = {show(order.job.training.solver)} has no learning rate that a search could try. Choose "
-            f"solver = {show(SGD)}, or train with several values of training.l2_factors or model.n_factors by hand."
+            f"training.solver = {show(solver)} has no learning rate that a search could try. Choose solver = "
+            f"{show(SGD)}, or train with several values of {knobs} or model.n_factors by hand."
         )
     if not inputs.validation_tasks:
         raise SettingsError(
