@@ -203,6 +203,18 @@ METRICS = tuple(
     )
 )
 """Metrics of the tallies of dfm.model.metrics; task and loss decide which of them there are."""
+MORE_IS_BETTER = ("auc", "group_auc")
+"""Metrics that may choose, of which the greatest is the best."""
+
+
+def compared(metric: str, number: float) -> float:
+    """The number that stands for a metric where the least is the best: of those of `MORE_IS_BETTER` 1 less it. The same
+    of that number is the metric again.
+    """
+    return 1.0 - number if metric in MORE_IS_BETTER else number
+
+
+_METRIC_COMPARED = Field("metric", "text", "what losses are on the validation rows; auc and group_auc as 1 less it")
 _PLAN = (
     Field("shards", "integer", "Parquet shards to train on", "shards"),
     Field("rows", "integer", "their rows", "rows"),
@@ -397,7 +409,8 @@ RECORDS: tuple[EventRecord, ...] = (
         _TRAINING,
         "a model without factors was trained as well, and the better of the two goes on (`model.choose`)",
         (
-            Field("losses", "record", "validation losses: with factors (`factors`), without (`linear`)"),
+            Field("losses", "record", "with factors (`factors`), without (`linear`)"),
+            _METRIC_COMPARED,
             Field("chosen", "text", "factors or linear"),
             Field("seconds", "number", "that the model without factors took", "s"),
         ),
@@ -407,7 +420,12 @@ RECORDS: tuple[EventRecord, ...] = (
         _TRAINING,
         "settings were tried beside each other, and the best goes on",
         (
-            Field("losses", "record", "by the name of the setting: what they were compared by"),
+            Field(
+                "losses",
+                "record",
+                "by the name of the setting: training losses; after the first epoch, where rows validate, what epochs "
+                "are compared by (auc and group_auc as 1 less it)",
+            ),
             Field("chosen", "text", "default, cautious or bold"),
             Field("compared", "text", "when"),
             Field("margin", "number", "relative gain that the default is left for"),
@@ -437,7 +455,8 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("rung", "integer", "which rung, from 1; 0 for the closing trainings with several seeds"),
             Field("seed", "integer", "of a closing training, else 0"),
             Field("epochs", "integer", "walks over the rows so far"),
-            _number("loss", "the best validation loss so far; null where it diverged"),
+            _number("loss", "the best so far; null where it diverged"),
+            _METRIC_COMPARED,
             Field("seconds", "number", "that this rung took", "s"),
             Field("settings", "record", "what is tried; empty for a closing training"),
             Field("reason", "text", "why it diverged", may_be_absent=True),
@@ -460,7 +479,8 @@ RECORDS: tuple[EventRecord, ...] = (
         (
             Field("job", "text", "the job file"),
             Field("trial", "integer", "number of the best trial; 0 where none beat the default"),
-            Field("losses", "record", "validation losses by seed, of the best trial and of the default"),
+            Field("losses", "record", "by seed, of the best trial and of the default"),
+            _METRIC_COMPARED,
         ),
     ),
     EventRecord(

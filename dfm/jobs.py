@@ -167,8 +167,9 @@ def trials(
 ) -> Iterator[Trials]:
     """A block in which settings of a job can be tried by whatever searches them; rows are hashed once, at its start.
 
-    Arguments as in `train`; nothing is published. `Trials.loss(learning_rate=2.0, n_factors=8)` is the validation loss
-    of a training with these settings, so that Optuna needs no more than
+    Arguments as in `train`; nothing is published. `Trials.loss(learning_rate=2.0, n_factors=8)` is the best that a
+    training with these settings comes to on the validation rows, as the log loss (with training.stop_on = "auc" 1 less
+    the AUC), so that Optuna needs no more than
 
         with dfm.trials("job.toml") as trials:
             study.optimize(lambda trial: trials.loss(learning_rate=trial.suggest_float("rate", 0.3, 4, log=True)))

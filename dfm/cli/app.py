@@ -195,8 +195,8 @@ def _tried(
         check_plot(plot)
     result = jobs.search(job, overrides=overrides, on_event=reporter, resume=resume)
     if plot:
-        plot_trials(result.trials, plot)
-    return trials_table(result.trials, wide_console().width), f"next: dfm train {result.best}"
+        plot_trials(result.trials, result.metric, plot)
+    return trials_table(result.trials, result.metric, wide_console().width), f"next: dfm train {result.best}"
 
 
 def _folded(job: str, overrides: tuple[str, ...], folds: int, by: str, reporter: Reporter) -> tuple[Any, str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from dfm.events import compared
 from dfm.pages.numbers import number_form, number_text
 from dfm.runs.display import bytes_text
 from dfm.settings.job import differing
@@ -155,8 +156,11 @@ def folds_table(described: Sequence[tuple[str, float, float]], n_folds: int) -> 
     return table
 
 
-def trials_table(records: Sequence[Event], width: int = _UNBOUNDED) -> Table:
-    """The trials of a search, each where it came furthest, the best first. width: columns of the terminal."""
+def trials_table(records: Sequence[Event], metric: str, width: int = _UNBOUNDED) -> Table:
+    """The trials of a search, each where it came furthest, the best first.
+
+    records, metric: as `SearchResult` has them. width: columns of the terminal.
+    """
     furthest: dict[int, Event] = {}
     for record in records:
         if record["rung"]:
@@ -165,7 +169,7 @@ def trials_table(records: Sequence[Event], width: int = _UNBOUNDED) -> Table:
     rows = [
         {
             **{name: record[name] for name in ("trial", "rung", "epochs")},
-            "loss": number_text(record["loss"]),
+            metric: number_text(None if record["loss"] is None else compared(metric, record["loss"])),
             **{name: f"{value:.3g}" for name, value in record["settings"].items()},
         }
         for record in ordered

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dfm.errors import SettingsError
+from dfm.events import compared
 from dfm.version import pip_install
 
 SUFFIXES = ".png", ".svg", ".pdf"
@@ -25,12 +26,16 @@ def check_plot(path: str) -> None:
     _pyplot()
 
 
-def plot_trials(records: Sequence[Mapping[str, Any]], path: str) -> None:
-    """Draw the trials of a search: losses by epoch, and the loss at the furthest rung against every setting.
+def plot_trials(records: Sequence[Mapping[str, Any]], metric: str, path: str) -> None:
+    """Draw the trials of a search: their metric by epoch, and at the furthest rung against every setting.
 
-    records: as `SearchResult.trials` has them. Trials that diverged have no loss and are left out.
+    records, metric: as `SearchResult` has them. Trials that diverged have no loss and are left out.
     """
-    known = [record for record in records if record["rung"] and record["loss"] is not None]
+    known = [
+        {**record, "worth": compared(metric, record["loss"])}
+        for record in records
+        if record["rung"] and record["loss"] is not None
+    ]
     furthest = {record["trial"]: record for record in sorted(known, key=lambda record: int(record["rung"]))}
     names = list(known[0]["settings"]) if known else []
     plt = _pyplot()
@@ -43,6 +48,8 @@ def plot_trials(records: Sequence[Mapping[str, Any]], path: str) -> None:
     _draw_courses(courses, known)
     for name, panel in zip(names, panels, strict=False):
         _draw_setting(panel, name, list(furthest.values()))
+    for drawn in (courses, *panels[: len(names)]):
+        drawn.set_ylabel(metric.replace("_", " "))
     for unused in panels[len(names) :]:
         unused.set_axis_off()
     figure.savefig(path, dpi=110)
@@ -51,10 +58,10 @@ def plot_trials(records: Sequence[Mapping[str, Any]], path: str) -> None:
 
 def _draw_courses(axes: Any, known: Sequence[Mapping[str, Any]]) -> None:
     for trial in sorted({record["trial"] for record in known}):
-        walked = sorted((record["epochs"], record["loss"]) for record in known if record["trial"] == trial)
+        walked = sorted((record["epochs"], record["worth"]) for record in known if record["trial"] == trial)
         style = {"color": "C1", "label": "default", "zorder": 3} if trial == 0 else {"color": "0.7"}
         axes.plot(*zip(*walked, strict=True), "o-", markersize=3, linewidth=1, **style)
-    axes.set(xlabel="epochs", ylabel="validation loss", title="trials")
+    axes.set(xlabel="epochs", title="trials")
     if known:
         axes.legend(frameon=False)
 
@@ -62,11 +69,11 @@ def _draw_courses(axes: Any, known: Sequence[Mapping[str, Any]]) -> None:
 def _draw_setting(axes: Any, name: str, furthest: Sequence[Mapping[str, Any]]) -> None:
     for rung in sorted({record["rung"] for record in furthest}):
         there = [record for record in furthest if record["rung"] == rung]
-        values, losses = [record["settings"][name] for record in there], [record["loss"] for record in there]
-        axes.plot(values, losses, "o", markersize=4, color=f"C{rung - 1}", alpha=0.8, label=f"rung {rung}")
+        values, worths = [record["settings"][name] for record in there], [record["worth"] for record in there]
+        axes.plot(values, worths, "o", markersize=4, color=f"C{rung - 1}", alpha=0.8, label=f"rung {rung}")
     if name in _LOGARITHMIC and all(record["settings"][name] > 0 for record in furthest):
         axes.set_xscale("log")
-    axes.set(xlabel=name, ylabel="validation loss")
+    axes.set(xlabel=name)
     axes.legend(frameon=False, fontsize="small")
 
 

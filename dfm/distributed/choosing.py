@@ -63,7 +63,7 @@ def best_of_both(run: Run, prepared: Prepared, trained: Trained) -> tuple[Prepar
     losses = {"factors": cost(trained.best.metrics), "linear": cost(loop.best.metrics)}
     factors, linear_one = (math.inf if loss is None else loss for loss in losses.values())
     chosen = "linear" if linear_one < factors else "factors"
-    choice: dict[str, Any] = {"losses": losses, "chosen": chosen}
+    choice: dict[str, Any] = {"losses": losses, "metric": run.order.objective.watched, "chosen": chosen}
     run.tell({"event": "chosen", **choice, "seconds": time.perf_counter() - started})
     if chosen == "factors":
         return prepared, dataclasses.replace(trained, choice=choice)

@@ -62,7 +62,7 @@ def cross_validate(
 
     by: "lot": every part validates once, and all others train. "time": of n_folds + 1 parts in order of schema.time
     each but the first validates, and those before it train. All of its rows judge: nothing is calibrated.
-    SettingsError where the job names validation rows itself.
+    SettingsError where the job itself says which rows, or how many, validate.
     """
     _check(order.job, n_folds, by)
     tell = on_event or (lambda event: None)
@@ -85,12 +85,13 @@ def _check(job: Job, n_folds: int, by: str) -> None:
         raise SettingsError(f"folds by {by!r} are not legal: expected {' or '.join(BY)}")
     if by == "time" and not job.schema.time:
         raise SettingsError("folds by time need schema.time, the column that orders rows in time. Name it.")
-    named = next((key for key in ("validation", "validation_from") if getattr(job.data, key)), "")
-    if named:
-        raise SettingsError(
-            f"a cross-validation chooses the rows that validate by itself. Leave data.{named} out "
-            f'(--set data.{named}="").'
-        )
+    left_out = {"validation": '""', "validation_from": '""', "validation_fraction": "auto"}
+    for name, value in left_out.items():
+        if getattr(job.data, name) not in ((), "", 0, "auto"):
+            raise SettingsError(
+                f"a cross-validation chooses the rows that validate by itself. Leave data.{name} out (--set "
+                f"data.{name}={value})."
+            )
     if job.training.warm_start:
         raise SettingsError("a cross-validation begins with untrained parameters. Leave training.warm_start out.")
 

@@ -42,7 +42,9 @@ class Trained:
     pilot: Mapping[str, Any] = field(default_factory=dict)
     """Losses of its candidates, and which was chosen."""
     choice: Mapping[str, Any] = field(default_factory=dict)
-    """Validation losses with factors and without, and which model was chosen; empty without a rival."""
+    """Losses with factors and without, the metric that they are (`dfm.events.compared`), and which model was chosen;
+    empty without a rival.
+    """
     calibration: Calibration | None = None
     """The function of logits that predictions are made of."""
     calibrating: Mapping[str, Any] = field(default_factory=dict)

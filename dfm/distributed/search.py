@@ -47,15 +47,16 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The outcome of a search. losses: validation loss by seed of the best trial ("best"), unless that is the default,
-    and of the "default"; best: the job file
-    of whichever is better on average; trials: a record per trial and rung.
+    """The outcome of a search. best: the job file of whichever is better on average, the best trial or the default.
+    losses: of the best trial ("best"), unless that is the default, and of the "default", by seed; trials: a record per
+    trial and rung; metric: what all losses are on the validation rows, auc and group_auc as 1 less it.
     """
 
     best: str
     is_default: bool
     losses: dict[str, list[float]]
     trials: list[Event]
+    metric: str
 
 
 def search(
@@ -211,7 +212,7 @@ class Search:
             try:
                 for future in as_completed(futures):
                     record = future.result()
-                    self.trials.run.tell({"event": "trial", **record})
+                    self.trials.run.tell({"event": "trial", "metric": self.trials.metric, **record})
                     heed(futures[future], record["loss"])
             except BaseException:
                 self.trials.end()
@@ -250,11 +251,12 @@ class Search:
         text = _as_file(self._job if is_default else best.job)
         files.write_bytes(url, text.encode(), self.journal.options)
         number = 0 if is_default else winner.number
-        self.trials.run.tell({"event": "searched", "job": url, "trial": number, "losses": losses})
-        return SearchResult(url, is_default, losses, list(self.journal.records))
+        metric = self.trials.metric
+        self.trials.run.tell({"event": "searched", "job": url, "trial": number, "losses": losses, "metric": metric})
+        return SearchResult(url, is_default, losses, list(self.journal.records), metric)
 
     def _closing(self, rivals: Mapping[str, Rival], seeds: Sequence[int]) -> dict[tuple[str, int], float]:
-        """Validation losses of the rivals with each seed, trained to their ends."""
+        """Losses of the rivals with each seed, trained to their ends."""
         found: dict[tuple[str, int], float] = {}
         calls: dict[tuple[str, int], Callable[[], Event]] = {}
         for name, rival in rivals.items():

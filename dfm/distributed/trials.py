@@ -24,7 +24,7 @@ from dfm.distributed.variants import with_least
 from dfm.errors import DfmError, DivergenceError, SettingsError
 from dfm.settings.constraints import show
 from dfm.settings.job import Job
-from dfm.settings.tables import SGD
+from dfm.settings.tables import ALS, SGD
 from dfm.training.automatic import RowScale, settled
 from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import TrainingLoop
@@ -61,10 +61,12 @@ def open_trials(
 
 def check_trials(inputs: Inputs, order: Order) -> None:
     """SettingsError where trials of a job could not be compared."""
+    solver = order.job.training.solver
     if order.job.training.is_exact:
+        knobs = "training.l2_factors" if solver == ALS else "training.n_epochs, training.draws"
         raise SettingsError(
-            f"training.solver = {show(order.job.training.solver)} has no learning rate that a search could try. Choose "
-            f"solver = {show(SGD)}, or train with several values of training.l2_factors or model.n_factors by hand."
+            f"training.solver = {show(solver)} has no learning rate that a search could try. Choose solver = "
+            f"{show(SGD)}, or train with several values of {knobs} or model.n_factors by hand."
         )
     if not inputs.validation_tasks:
         raise SettingsError(
@@ -86,8 +88,14 @@ class Trials:
     _are_ended: bool = field(init=False, default=False)
     _has_warned: bool = field(init=False, default=False)
 
+    @property
+    def metric(self) -> str:
+        """The metric of the validation rows by which trainings are compared: training.stop_on, or that of the loss."""
+        return self.run.order.objective.watched
+
     def loss(self, seed: int | None = None, **settings: float) -> float:
-        """Best validation loss (of the job's objective, per unit of weight) of a training to its end.
+        """The best of a training to its end, by `metric` on the validation rows: that or, of auc and group_auc, 1 less
+        it, so that the least is the best.
 
         settings: `learning_rate` and `l2_linear` in units of the automatic ones, `init_scale` of the automatic
         init_stdev, `factor_rate_scale`, `l2_factors`, `min_count_factors`, `n_factors`; what is not given is the
@@ -115,7 +123,7 @@ class Trials:
         return started_loop(self._run_with(job), self._rows(job.model.min_count_factors))
 
     def walked(self, loop: TrainingLoop, until: int | None) -> tuple[float, str]:
-        """The best validation loss after a loop walked on to an epoch; where it diverged inf, and why."""
+        """The best loss, as `loss` has it, after a loop walked on to an epoch; where it diverged inf, and why."""
         try:
             loop.run(until)
         except DivergenceError as error:

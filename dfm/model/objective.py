@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dfm.compilation import keep_on_disk
 from dfm.errors import ModelError, SettingsError
+from dfm.events import compared
 from dfm.kernels.blocks import MAX_ROW_FACTORS
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.cpu import backend as numba_cpu
@@ -51,8 +52,6 @@ from dfm.settings.groups import Grouping, groups_of
 from dfm.settings.job import Job
 
 logger = logging.getLogger(__name__)
-MORE_IS_BETTER = ("auc", GROUP_AUC)
-"""Metrics that may choose, of which the greatest is the best."""
 _TALLIES: dict[str, type[ClassificationTally]] = {"sigmoid": ClassificationTally, "rank": RankTally}
 """The tally of classifications with a link; with any other, scores are margins."""
 _LEAST_DEVIATION, _MOST_DEVIATION = 0.3, 30.0
@@ -202,21 +201,23 @@ class Objective:
             return RankTally.loss_name
         return TALLIES[self.task].loss_name if self.is_plain else LossTally.loss_name
 
+    @property
+    def watched(self) -> str:
+        """The metric by which parameters are compared: that to stop on, or that of the loss."""
+        return self.stop_on or self.primary
+
     def cost(self, metrics: Mapping[str, Any]) -> float | None:
-        """The number by which parameters are compared, less is better: the metric to stop on or, of one that is better
+        """The number by which parameters are compared, less is better: the metric `watched` or, of one that is better
         where it is greater, 1 less it. None where the rows do not define it.
         """
-        name = self.stop_on or self.primary
-        value = metrics.get(name)
-        if value is None:
-            return None
-        return 1.0 - float(value) if name in MORE_IS_BETTER else float(value)
+        value = metrics.get(self.watched)
+        return None if value is None else compared(self.watched, float(value))
 
     def check_watched(self, metrics: Mapping[str, Any]) -> None:
         """SettingsError where rows to validate on do not define the metric that the job wants to stop on; a warning
         where pairs of rows are learnt, and no such rows tell how well.
         """
-        name = self.stop_on or self.primary
+        name = self.watched
         if not metrics or self.cost(metrics) is not None or not (self.stop_on or self.is_paired):
             return
         why = "no group has rows of both classes" if name == GROUP_AUC else "they are of one class, or there are none"

@@ -213,14 +213,15 @@ def _groups(job: Job, schema: ResolvedSchema) -> list[int]:
 
 def _schema_difference(ours: ResolvedSchema, theirs: ResolvedSchema) -> str:
     """The first difference in words, or nothing."""
-    known, wanted = {field.name: field for field in theirs.fields}, {field.name: field for field in ours.fields}
+    known, wanted = ({each.name: dataclasses.replace(each, index=0) for each in of.fields} for of in (theirs, ours))
     for name in [*wanted, *known]:
         if name not in known:
             return f"it has no field {name!r}"
         if name not in wanted:
             return f"its field {name!r} is missing here"
-        if known[name] != wanted[name]:
-            return f"the field {name!r} is {known[name].transform or known[name].kind} there"
+    for name, their_field in known.items():
+        if wanted[name] != their_field:
+            return f"the field {name!r} is {their_field.transform or their_field.kind} there"
     return "" if list(known) == list(wanted) else "its fields have another order"
 
 

@@ -20,3 +20,8 @@ def number_form(values: Iterable[float | None], form: str = ".5f") -> str:
 def number_text(value: float | None, form: str = ".5f") -> str:
     """A number by itself, in its `number_form`; "-" where there is none."""
     return "-" if value is None else f"{value:{number_form([value], form)}}"
+
+
+def named_text(name: str, value: float | None) -> str:
+    """A number with the name of its metric: "log loss 0.41234"."""
+    return f"{name.replace('_', ' ')} {number_text(value)}"

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from dfm.events import is_passing, line_of
-from dfm.pages.numbers import number_text
+from dfm.events import compared, is_passing, line_of
+from dfm.pages.numbers import named_text, number_text
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -218,15 +218,16 @@ class Reporter:
 
     def _show_chosen(self, event: Event) -> None:
         self._stop_progress()
-        with_factors, without = number_text(event["losses"]["factors"]), number_text(event["losses"]["linear"])
+        metric = event.get("metric", "validation_loss")  # older records lack it
+        with_factors, without = (_compared_text(metric, event["losses"][name]) for name in ("factors", "linear"))
         kept = "the linear model is kept" if event["chosen"] == "linear" else "the factors stay"
-        self._line(f"validation loss {with_factors} with factors, {without} without them: {kept}")
+        self._line(f"{with_factors} with factors, {without} without them: {kept}")
 
     def _show_trial(self, event: Event) -> None:
         self._stop_progress()
         where = f"rung {event['rung']}" if event["rung"] else f"to the end with seed {event['seed']}"
         which = f"trial {event['trial']}" if event["key"] != "default" else "the default"
-        loss = number_text(event["loss"]) if math.isfinite(event["loss"]) else "diverged"
+        loss = _compared_text(event["metric"], event["loss"]) if math.isfinite(event["loss"]) else "diverged"
         self._line(f"{which}, {where}: {loss} after {_count(event['epochs'], 'epoch')} ({event['seconds']:.1f} s)")
 
     def _show_fold(self, event: Event) -> None:
@@ -237,8 +238,9 @@ class Reporter:
     def _show_searched(self, event: Event) -> None:
         for name, losses in event["losses"].items():
             if losses and all(map(math.isfinite, losses)):
-                mean, spread = statistics.fmean(losses), statistics.pstdev(losses)
-                self._line(f"{name}: {number_text(mean)} ± {number_text(spread)} over {_count(len(losses), 'seed')}")
+                mean = _compared_text(event["metric"], statistics.fmean(losses))
+                spread = number_text(statistics.pstdev(losses))
+                self._line(f"{name}: {mean} ± {spread} over {_count(len(losses), 'seed')}")
             elif losses:
                 self._line(f"{name}: diverged with one of {_count(len(losses), 'seed')}")
         which = f"trial {event['trial']}" if event["trial"] else "the default, which nothing beat"
@@ -349,8 +351,8 @@ class Reporter:
         if name is None:
             return
         singles = ", ".join(number_text(model["validation"][name]) for model in event["models"])
-        mean = number_text(event["validation"][name])
-        self._line(f"mean of {len(event['models'])} models: {name.replace('_', ' ')} {mean} (alone {singles})")
+        mean = named_text(name, event["validation"][name])
+        self._line(f"mean of {len(event['models'])} models: {mean} (alone {singles})")
 
     def _show_calibrated(self, event: Event) -> None:
         self._stop_progress()
@@ -391,7 +393,12 @@ def _of_model(event: Event) -> str:
 def _judged(metrics: Mapping[str, Any]) -> str:
     """One number that says how good parameters are: "log loss 0.41234"."""
     name = next((name for name in _JUDGED_BY if name in metrics), None)
-    return "no metrics" if name is None else f"{name.replace('_', ' ')} {number_text(metrics[name])}"
+    return "no metrics" if name is None else named_text(name, metrics[name])
+
+
+def _compared_text(metric: str, loss: float | None) -> str:
+    """The metric that something was compared by, of the number that stood for it: "log loss 0.41234", "auc 0.71234"."""
+    return named_text(metric, None if loss is None else compared(metric, loss))
 
 
 def rejected_text(account: Mapping[str, Any], purpose: str = "train on") -> str:

@@ -534,8 +534,8 @@ class TrainingSettings(Table):
     stop_on: str = knob(
         STOP_METRICS[0],
         Options(STOP_METRICS),
-        "the validation metric that epochs, and whatever is tried, are compared by; auto: the loss, of pairs of rows "
-        "group_auc, which needs schema.group",
+        "the validation metric that epochs, and whatever is tried, are compared by (a pilot that ends within the first "
+        "epoch: by the training loss); auto: the loss, of pairs of rows group_auc, which needs schema.group",
         is_late=True,
     )
     patience: int = knob(1, Number(1, integer=True), "worse validations in a row that stop training")

@@ -18,7 +18,7 @@ from dfm.data.transforms import QUANTILE
 from dfm.data.vocabulary import Vocabulary
 from dfm.kernels.losses import QUANTILE as QUANTILE_LOSS
 from dfm.model.objective import Objective
-from dfm.pages.numbers import number_text
+from dfm.pages.numbers import named_text, number_text
 
 _NEARLY_ALL = 0.99
 """Share of a column's values that were not seen often enough to be kept, from which it says nothing."""
@@ -126,8 +126,7 @@ def table_finding(collided_share: float, hash_bits: int) -> list[Finding]:
 
 def start_finding(objective: Objective, metrics: Mapping[str, Any]) -> Finding:
     """No epoch was better than the parameters of training.warm_start, whose metrics these are."""
-    primary = objective.primary
-    worth = f"{primary.replace('_', ' ')} {number_text(metrics[primary])}"
+    worth = named_text(objective.watched, metrics[objective.watched])
     message = (
         f"no epoch was better on the validation rows than the start ({worth}): "
         "what is published is the model of training.warm_start, less warm_start_decay; that model itself may be better"

@@ -41,8 +41,16 @@ def test_trials_come_by_their_losses_those_that_diverged_last() -> None:
     found = [
         {**TRIAL, "trial": number, "loss": loss} for number, loss in ((61, None), (72, -0.5), (83, 0.25), (94, 0.0))
     ]
-    text = shown(trials_table(found, 160), 160)
-    assert sorted(("61", "72", "83", "94"), key=text.index) == ["72", "94", "83", "61"]
+    for metric in ("log_loss", "auc"):
+        text = shown(trials_table(found, metric, 160), 160)
+        assert sorted(("61", "72", "83", "94"), key=text.index) == ["72", "94", "83", "61"]
+
+
+def test_trials_are_told_by_the_metric_that_compares_them() -> None:
+    assert has(shown(trials_table([TRIAL], "log_loss", 160), 160), "log loss", "0.53068")
+    by_auc = shown(trials_table([TRIAL], "group_auc", 160), 160)
+    assert has(by_auc, "group auc", "0.46932")
+    assert "0.53068" not in by_auc
 
 
 def test_factors_are_left_out_where_they_would_be_a_column_of_single_numbers() -> None:
@@ -62,7 +70,7 @@ def test_words_go_to_the_next_line_whole(width: int) -> None:
 
 def test_the_loss_of_a_trial_is_whole_at_80_columns_and_its_units_are_told() -> None:
     for width in (80, 160):
-        text = shown(trials_table([TRIAL], width), width)
+        text = shown(trials_table([TRIAL], "log_loss", width), width)
         assert has(
             text, "0.53068", "0.00677", "learning rate, l2 linear and init scale: times what dfm finds by itself"
         )

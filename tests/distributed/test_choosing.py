@@ -58,7 +58,7 @@ def test_where_factors_learn_noise_the_linear_model_is_published(chosen: tuple[A
     assert result.validation["log_loss"] == choice["losses"]["linear"]
     model = result.model
     assert model.vocabulary.n_factored == 0
-    assert model.metadata["choice"] == {"losses": choice["losses"], "chosen": "linear"}
+    assert model.metadata["choice"] == {"losses": choice["losses"], "metric": "log_loss", "chosen": "linear"}
     assert "factors-add-nothing" not in [finding["kind"] for finding in model.metadata["diagnosis"]]
     assert len(model.metadata["history"]) == len(result.history)
     assert [fault for event in told for fault in faults_of(event)] == []

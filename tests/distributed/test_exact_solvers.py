@@ -231,9 +231,13 @@ def test_clicks_that_are_rare_begin_at_their_rate(folder: Path, client: Client, 
     assert result.validation["calibration"] == pytest.approx(1.0, abs=0.3)
 
 
-def test_a_search_of_learning_rates_is_refused(folder: Path, client: Client, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"training.solver = .mcmc. has no learning rate"):
-        jobs.search(tables_of(folder, tmp_path, MCMC), client)
+@pytest.mark.parametrize(("training", "knobs"), [({"solver": "als"}, "l2_factors"), (MCMC, "n_epochs, training.draws")])
+def test_a_search_of_learning_rates_is_refused_with_settings_that_the_solver_takes(
+    folder: Path, client: Client, tmp_path: Path, training: dict[str, Any], knobs: str
+) -> None:
+    told = rf"training.solver = \"{training['solver']}\" has no learning .* of training.{knobs} or model.n_factors by"
+    with pytest.raises(SettingsError, match=told):
+        jobs.search(tables_of(folder, tmp_path, training), client)
 
 
 def test_folds_are_made_of_exact_solvers_too(folder: Path, client: Client, tmp_path: Path) -> None:

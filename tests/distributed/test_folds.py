@@ -96,6 +96,13 @@ def test_the_mean_of_models_is_what_folds_judge(client: Client, tmp_path: Path) 
         ({}, 3, "day", "folds by 'day' are not legal"),
         ({}, 3, "time", "need schema.time"),
         ({"data": {"validation": "x"}}, 3, "lot", "Leave data.validation out"),
+        ({"data": {"validation_from": "3"}, "schema": {"time": "when"}}, 3, "lot", "Leave data.validation_from out"),
+        (
+            {"data": {"validation_fraction": 0.3}},
+            3,
+            "lot",
+            r"Leave data\.validation_fraction out \(--set data\.validation_fraction=auto\)",
+        ),
     ],
 )
 def test_folds_that_cannot_be_are_refused(

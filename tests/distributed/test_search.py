@@ -21,6 +21,7 @@ import dfm
 from dfm import jobs
 from dfm.distributed.trials import Trials
 from dfm.errors import DivergenceError, RunCancelled, SettingsError
+from dfm.events import faults_of
 from dfm.runs.termination import interrupt, stoppable
 from dfm.settings.job import Job, load_job
 from dfm.settings.toml import to_toml
@@ -189,6 +190,22 @@ def test_the_best_job_trains_as_it_stands(
     told: list[dict[str, Any]] = []
     jobs.search(tables, client, on_event=told.append, resume=False)
     assert [event["rung"] for event in told if event["event"] == "trial"] == [1, 2, 3]
+
+
+def test_trials_are_compared_by_the_metric_that_the_job_stops_on_and_name_it(
+    log: Path, client: Client, tmp_path: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+    tables = {"training": {**FEW, "stop_on": "auc"}, "search": {"n_trials": 1, "n_seeds": 1}}
+    result = searched(log, tmp_path, client, on_event=told.append, tables=tables)
+    of_search = [event for event in told if event["event"] in ("trial", "searched")]
+    assert result.metric == "auc"
+    assert {event["metric"] for event in of_search} == {"auc"}
+    assert [fault for event in of_search for fault in faults_of(event)] == []
+    (loss,) = result.losses["default"]
+    folder = [f"output.directory={tmp_path}/again", f"cluster.cache={tmp_path}/again/cache"]
+    trained = jobs.train(load_job(result.best), client, overrides=folder)
+    assert trained.validation["auc"] == pytest.approx(1 - loss, rel=0.02)
 
 
 def test_a_search_of_nothing_but_divergence_fails_and_says_why(

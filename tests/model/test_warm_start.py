@@ -157,10 +157,13 @@ def test_another_schema_is_refused_with_the_field_that_differs(model: FMModel, p
         "'visits' is auto there": [
             dataclasses.replace(field, transform="raw") if field.name == "visits" else field for field in fields
         ],
+        f"field '{fields[0].name}' is missing": fields[1:],
+        "its fields have another order": fields[::-1],
     }
     for message, others in changed.items():
+        numbered = tuple(dataclasses.replace(field, index=number) for number, field in enumerate(others))
         with pytest.raises(SettingsError, match=message):
-            find_start(load_job(tables(published)), dataclasses.replace(model.schema, fields=tuple(others)))
+            find_start(load_job(tables(published)), dataclasses.replace(model.schema, fields=numbered))
 
 
 def test_another_loss_is_refused(model: FMModel, published: str):

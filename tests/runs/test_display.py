@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import math
 import re
 import sys
 from pathlib import Path
@@ -248,6 +249,26 @@ def test_what_has_no_metrics_is_shown_without_them() -> None:
     assert lines_of(average, {"event": "start"}, fold) == (
         "average 2 of epoch 1: no metrics the start: no metrics fold 1: no metrics (2 rows, 3 epochs)"
     )
+
+
+def test_what_was_compared_is_told_by_its_metric() -> None:
+    chosen = {"event": "chosen", "losses": {"factors": 0.37817, "linear": 0.3781}, "chosen": "linear"}
+    ends = "with factors, {} without them: the linear model is kept"
+    assert lines_of({**chosen, "metric": "auc"}) == "auc 0.62183 " + ends.format("auc 0.62190")
+    assert lines_of({**chosen, "metric": "log_loss"}) == "log loss 0.37817 " + ends.format("log loss 0.37810")
+    assert lines_of(chosen) == "validation loss 0.37817 " + ends.format("validation loss 0.37810")
+    unknown = {**chosen, "losses": {"factors": None, "linear": 0.3781}, "metric": "auc"}
+    assert lines_of(unknown) == "auc - " + ends.format("auc 0.62190")
+
+
+def test_trials_of_a_search_are_told_by_the_metric_that_compares_them() -> None:
+    trial = {"event": "trial", "trial": 3, "key": "5e", "rung": 1, "epochs": 1, "seconds": 0.5, "metric": "group_auc"}
+    assert lines_of({**trial, "loss": 0.3778}) == "trial 3, rung 1: group auc 0.62220 after 1 epoch (0.5 s)"
+    assert lines_of({**trial, "loss": math.inf}) == "trial 3, rung 1: diverged after 1 epoch (0.5 s)"
+    searched = {"event": "searched", "trial": 3, "job": "best.toml", "losses": {"best": [0.37, 0.38], "default": []}}
+    ends = "± 0.00500 over 2 seeds the best is trial 3; its job is in best.toml"
+    assert lines_of({**searched, "metric": "group_auc"}) == f"best: group auc 0.62500 {ends}"
+    assert lines_of({**searched, "metric": "log_loss"}) == f"best: log loss 0.37500 {ends}"
 
 
 def test_bars_count_in_thousands() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,14 @@ from dfm.data.schema import resolve
 from dfm.data.vocabulary import FeatureCounts, build_vocabulary
 from dfm.model.objective import LossInfo, Objective
 from dfm.settings.tables import Schema
-from dfm.training.diagnosis import FieldCounts, column_findings, count_fields, model_findings, table_finding
+from dfm.training.diagnosis import (
+    FieldCounts,
+    column_findings,
+    count_fields,
+    model_findings,
+    start_finding,
+    table_finding,
+)
 
 SCHEMA = resolve(
     Schema(categorical=("user", "site"), numeric=("x",), transforms={"x": "raw"}), ["label", "user", "site", "x"]
@@ -108,3 +116,17 @@ def test_a_model_is_compared_with_a_constant_and_with_its_linear_part(
     objective: Objective, metrics: dict[str, Any], linear: dict[str, Any], expected: list[str]
 ) -> None:
     assert [finding.kind for finding in model_findings(objective, metrics, linear)] == expected
+
+
+@pytest.mark.parametrize(
+    ("objective", "worth"),
+    [
+        (CLICKS, "log loss 0.84118"),
+        (dataclasses.replace(CLICKS, stop_on="auc"), "auc 0.62190"),
+        (dataclasses.replace(CLICKS, stop_on="log_loss"), "log loss 0.84118"),
+        (Objective.of("classification", "bpr"), "group auc 0.59000"),
+    ],
+)
+def test_a_start_that_no_epoch_beat_is_told_by_what_epochs_are_compared_by(objective: Objective, worth: str) -> None:
+    finding = start_finding(objective, {"log_loss": 0.84118, "auc": 0.6219, "group_auc": 0.59})
+    assert f"than the start ({worth}): " in finding.message
