@@ -257,7 +257,7 @@ def cancel(
     record = _record_at(place)
     record = request_cancel(place.directory, place.options) or record
     if record.state == "submitted":  # a driver that begins all the same finds this, or the request
-        settle_in(place.directory, place.options, record.run_id, "cancelled", lifecycle.CANCELLER)
+        settle_in(place.directory, place.options, record.run_id, "cancelled", lifecycle.CANCELLER, only=record.state)
         record = _record_at(place)
     if wait:
         found = outcome.wait(place.directory, place.options, record.run_id, on_kubernetes.complain, until_gone=True)

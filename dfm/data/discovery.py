@@ -277,7 +277,8 @@ class _Search:
         wanted, steps = self._root.split("/"), name.split("/")
         if "**" in wanted:
             return True
-        return len(wanted) <= len(steps) and all(map(fnmatch.fnmatchcase, steps, wanted))
+        alike = (step == each or fnmatch.fnmatchcase(step, each) for step, each in zip(steps, wanted, strict=False))
+        return len(wanted) <= len(steps) and all(alike)
 
     def _as_delta(self, folder: str) -> str:
         """The URL of a Delta table in a folder."""

@@ -236,8 +236,8 @@ def check_free(directory: str, options: Mapping[str, Any] | None, run_id: str = 
     record = read_run(directory, options)
     if record is None or record.run_id == run_id:
         return record
-    begins = record.age < lifecycle.START_SECONDS and not is_cancelled(directory, record.run_id, options)
-    if begins if record.state == "submitted" else record.is_alive:
+    is_given_up = record.state == "submitted" and is_cancelled(directory, record.run_id, options)
+    if record.is_alive and not is_given_up:
         raise SettingsError(
             f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
             f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
@@ -256,11 +256,15 @@ def settle(job: Job, run_id: str, state: str, writer: str, error: Mapping[str, A
 
 def settle_in(
     directory: str, options: Mapping[str, Any] | None, run_id: str, state: str, writer: str,
-    error: Mapping[str, Any] | None = None,
+    error: Mapping[str, Any] | None = None, only: str = "",
 ) -> bool:  # fmt: skip
-    """The same, where the output location of the run is all that is known."""
+    """The same, where the output location of the run is all that is known. only: the state that it may replace; any
+    that the table allows where this is empty.
+    """
     record = read_run(directory, options)
     if record is None or record.run_id != run_id or not lifecycle.may_follow(state, record.state, writer):
+        return False
+    if only not in ("", record.state):
         return False
     told = record.error if record.state == state else dict(error) if error else None  # the driver's reason is better
     ended = now() if lifecycle.of(state).is_final else ""

@@ -287,6 +287,13 @@ def test_a_ledger_above_the_data_that_may_not_be_read_says_nothing(
     assert names(folder, "log") == ["log/a.parquet"]
 
 
+def test_brackets_in_the_name_of_a_folder_are_no_way_around_a_half_written_log(tmp_path: Path) -> None:
+    Ledger(str(tmp_path / "x[1]"), "log").claim(["day=1/part-0.parquet"])
+    put(str(tmp_path / "x[1]"), "day=1/part-0.parquet")
+    with pytest.raises(DataError, match="did not come to its end"):
+        names(str(tmp_path), "x[1]/day=*")
+
+
 @pytest.mark.parametrize("path", ["day=1", "day=*", "day=1/*.parquet"])
 def test_a_day_of_a_synthetic_log_that_is_half_written_is_no_data(tmp_path: Path, path: str) -> None:
     Ledger(str(tmp_path), "log").claim(["day=1/part-0.parquet", "truth.json"])

@@ -75,12 +75,18 @@ def worker(status: str, **tasks: int) -> dict[str, Any]:
         ([worker("paused", ready=2), worker("running", flight=1)], False),
         ([worker("paused", ready=2), worker("running", memory=1, executing=0)], True),
         ([worker("paused", memory=2), worker("running")], False),  # the other one takes what comes
-        ([worker("paused", **{"long-running": 1, "memory": 1})], True),  # the driver's own task, handed to the cluster
+        ([worker("paused", **{"long-running": 1, "memory": 1})], False),  # a checkpoint is written
     ],
 )
 def test_work_stands_still_where_whoever_has_it_is_paused(workers: list[dict[str, Any]], found: bool) -> None:
     told = standing_still({f"tcp://{number}": worker for number, worker in enumerate(workers)})
     assert told == ("tcp://0 (1.75 of 2.00 GiB)" if found else "")
+
+
+def test_the_driver_that_was_handed_to_a_cluster_is_no_work_of_its_worker() -> None:
+    for outside, found in ((1, True), (2, False)):
+        workers = {"tcp://0": worker("paused", **{"long-running": outside, "ready": 1})}
+        assert bool(standing_still(workers, here="tcp://0")) == found
 
 
 def test_a_wait_for_paused_workers_ends_after_the_timeout() -> None:

@@ -109,6 +109,12 @@ def test_a_run_whose_driver_never_began_is_lost_after_a_while(job: Job, wait: Ca
     runs.check_free(job.output.directory, None)
     write_run(job.output.directory, replace(record, start_seconds=3600.0))  # of a cluster that gives pods longer
     assert outcome_of(job.output.directory).state == "submitted"
+    with pytest.raises(SettingsError, match="holds run run-1, which is submitted"):
+        runs.check_free(job.output.directory, None)
+    write_run(job.output.directory, replace(record, state="running", updated=runs.now()))
+    assert not runs.settle_in(
+        job.output.directory, None, "run-1", "cancelled", lifecycle.CANCELLER, only="submitted"
+    ), "it has just begun"
 
 
 # --- the supervisor -------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import itertools
 import logging
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,15 +22,17 @@ from distributed.versions import get_versions
 
 from dfm.distributed.cluster import admission, upload
 from dfm.distributed.cluster.admission import ASKED_FOR, COMPARED, Versions, picked
-from dfm.distributed.cluster.remote import LONGEST_ANSWER, answered, install, workers_of
+from dfm.distributed.cluster.remote import answered, install, workers_of
 from dfm.distributed.cluster.together import together
 from dfm.errors import ClusterError
 from dfm.settings.tables import ClusterSettings
 from dfm.version import DISTRIBUTION, __version__, installed
 
 logger = logging.getLogger(__name__)
-_PATIENCE = LONGEST_ANSWER
-"""Seconds for all workers to tell their versions."""
+_PATIENCE = 60.0
+"""Seconds for all workers to tell their versions at a time: Dask gives up a host that is gone in half of them."""
+_MOST_ASKED = 3
+"""Times that workers are asked which all answer when it is looked which of them does not."""
 _AT_ONCE = 5.0
 """Seconds for a worker to answer that was silent before."""
 _LAST_WORD = 5.0
@@ -51,7 +55,7 @@ def same_versions(client: Client, settings: ClusterSettings) -> Iterator[None]:
 
 def check_versions(client: Client, settings: ClusterSettings) -> None:
     """ClusterError where client, scheduler and workers do not run the same versions; dfm is sent where it may be."""
-    answer = _told_by_all(client)
+    answer = _told_by_all(client, settings.worker_timeout)
     found = {"client": _picked(answer["client"]), "scheduler": _picked(answer["scheduler"])}
     found |= {f"worker {address}": _picked(worker) for address, worker in answer["workers"].items() if worker}
     if settings.install_dfm and any(place["dfm"] is None for place in found.values()):
@@ -70,19 +74,30 @@ def check_versions(client: Client, settings: ClusterSettings) -> None:
     )
 
 
-def _told_by_all(client: Client) -> dict[str, Any]:
-    """The versions of all. ClusterError where some do not tell theirs in time: Dask waits for a frozen one for ever."""
+def _told_by_all(client: Client, timeout: float) -> dict[str, Any]:
+    """The versions of all. ClusterError where some do not tell theirs in `timeout` seconds: Dask waits for a frozen one
+    for ever. One that its scheduler gave up meanwhile is not asked again.
+    """
     ask: Any = client.get_versions
-    try:
-        told: dict[str, Any] = answered(client, lambda: ask(check=False, packages=ASKED_FOR), _PATIENCE)
-    except ClusterError as error:
-        if not (silent := answered(client, lambda: _silent(client))):
-            raise
-        raise ClusterError(
-            f"{_named(silent)} did not tell which versions are there within {_PATIENCE:g} s; see whether the processes "
-            "are stopped or their hosts overloaded, end them, and run the same command again"
-        ) from error
-    return told
+    started = time.monotonic()
+    for asked in itertools.count(1):
+        try:
+            told: dict[str, Any] = answered(client, lambda: ask(check=False, packages=ASKED_FOR), _PATIENCE)
+            return told
+        except ClusterError as error:
+            silent = answered(client, lambda: _silent(client))  # an error where it is the scheduler that is silent
+            waited = time.monotonic() - started
+            if waited < timeout or (not silent and asked < _MOST_ASKED):
+                if silent:
+                    logger.warning("%s did not tell which versions are there; asked once more", _named(silent))
+                continue  # whoever was slow answers now
+            if not silent:
+                raise
+            raise ClusterError(
+                f"{_named(silent)} did not tell which versions are there within {waited:.0f} s; see whether the "
+                "processes are stopped or their hosts overloaded, end them, and run the same command again"
+            ) from error
+    raise AssertionError("not reached")
 
 
 async def _silent(client: Client) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import cloudpickle
 import distributed
-from distributed import Client, Future, LocalCluster, Status
+from distributed import Client, Future, LocalCluster, Status, get_worker
 
 from dfm.distributed.cluster import lost_workers
 from dfm.distributed.cluster.paused import standing_still, takes_work
@@ -62,7 +62,7 @@ class Watch:
         self._timeout = timeout
         # `_seen`: when the wait that goes on began, or last saw a cluster that can work.
         self._seen = self._next = self._next_start = time.monotonic()
-        self._has_warned = False
+        self._has_warned, self._here = False, _here()
         release_from_lost_workers(client)
 
     def addresses(self) -> list[str]:
@@ -183,7 +183,7 @@ class Watch:
 
     def _check(self, workers: Mapping[str, Any]) -> None:
         """ClusterError where the cluster has been without a worker, out of reach, or paused, for too long."""
-        paused = standing_still(workers)
+        paused = standing_still(workers, self._here)
         waited = time.monotonic() - self._seen
         if workers and not paused:
             self._seen, self._has_warned = time.monotonic(), False
@@ -208,6 +208,14 @@ class Watch:
             f"the cluster had no worker, or its scheduler did not answer, {over}; see that workers are started and "
             f"have memory to spare, and {again}"
         )
+
+
+def _here() -> str:
+    """The address of the worker whose task this thread works on; "" where it is none."""
+    try:
+        return str(get_worker().address)
+    except ValueError:
+        return ""
 
 
 def _start_missing(local: LocalCluster) -> None:
