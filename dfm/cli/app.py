@@ -40,7 +40,7 @@ Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
 3 bad data; 4 cluster trouble; 5 training diverged; 6 no usable model;
 7 cancelled on request; 8 a disk is full, or a store does not answer;
 9 refused by the gate;
-130 interrupted (the best model so far was published)."""
+130 interrupted (the best model so far, if any, was published)."""
 INTERRUPTED = 130
 OUT_OF_MEMORY = "this process has no more memory; give it more, or less to do, and run the same command again"
 

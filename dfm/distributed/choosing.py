@@ -45,7 +45,7 @@ def best_of_both(run: Run, prepared: Prepared, trained: Trained) -> tuple[Prepar
     """The model to publish: the one that was trained or, where the job asks for the best and that validates
     better, the linear one; with the rows as that model sees them.
 
-    An interrupted run has no rival; Ctrl-C ends the rival and not the model, which is published.
+    An interrupted run has no rival.
     """
     if run.job.model.choose != _BEST or trained.interrupted:
         return prepared, trained
@@ -57,8 +57,6 @@ def best_of_both(run: Run, prepared: Prepared, trained: Trained) -> tuple[Prepar
     except DivergenceError as error:
         logger.warning("the model without factors diverged, the other one is kept: %s", error)
         return prepared, trained
-    except KeyboardInterrupt:
-        return prepared, dataclasses.replace(trained, interrupted=True)
     assert loop.best is not None
     losses = {"factors": cost(trained.best.metrics), "linear": cost(loop.best.metrics)}
     factors, linear_one = (math.inf if loss is None else loss for loss in losses.values())

@@ -151,7 +151,9 @@ def _trained(run: Run, prepared: Prepared) -> Trained:
         return Trained(loop.best, loop.at.history, interrupted=False)
     in_step = side_by_side(run)
     loops = [started_loop(each, prepared) for each in member_runs(run, in_step)]
-    return mean_of(run, prepared, loops, train_several(loops, in_step))
+    if train_several(loops, in_step):
+        raise KeyboardInterrupt  # models that could be published are no reason to go on with the next fold
+    return mean_of(run, prepared, loops, interrupted=False)
 
 
 def _passing(run: Run, event: Mapping[str, Any]) -> None:

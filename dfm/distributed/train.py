@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed import Client
 
@@ -52,6 +52,7 @@ from dfm.training.loop import TrainingLoop
 from dfm.training.order import Order
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _TIMES_TAKEN_UP = 5
 """Times that a run goes on from its last checkpoint because parameters were lost."""
 _LONGEST_WRITE = 3600.0
@@ -238,13 +239,30 @@ def _made_at_once(
     with kept(trainings):
         trained = train_all()
     with kept(trainings, publishing=True):
-        prepared, trained = best_of_both(run, prepared, trained)
-        work = trainings[0].loop.work
-        trained = calibrated(run, prepared, work, trained)
-        judging = dataclasses.replace(work, calibration=trained.calibration)  # both sides of the comparison
-        trained = diagnosed(run, prepared, judging, trained)
+        prepared, trained = _judged(run, prepared, trainings, trained)
         ended = time.monotonic()
         return _Made(prepared, trained, _publish(run, prepared, trained), time.monotonic() - ended)
+
+
+def _judged(run: Run, prepared: Prepared, trainings: Sequence[Training], trained: Trained) -> tuple[Prepared, Trained]:
+    """The model to publish, calibrated and diagnosed, with the rows as it sees them. Ctrl-C ends the judging, and not
+    the model, which is published.
+    """
+
+    def heeding(judge: Callable[[Trained], T], trained: Trained) -> T:
+        """The outcome of the judge or, once it is interrupted, that of a run which was."""
+        try:
+            return judge(trained)
+        except KeyboardInterrupt:
+            for training in trainings:
+                training.checkpointer.flush(PATIENCE_OF_A_USER)
+            return judge(dataclasses.replace(trained, interrupted=True))
+
+    work = trainings[0].loop.work
+    prepared, trained = heeding(lambda it: best_of_both(run, prepared, it), trained)
+    trained = heeding(lambda it: calibrated(run, prepared, work, it), trained)
+    judging = dataclasses.replace(work, calibration=trained.calibration)  # both sides of the comparison
+    return prepared, heeding(lambda it: diagnosed(run, prepared, judging, it), trained)
 
 
 def _stands_again(run: Run, trainings: Sequence[Training]) -> bool:

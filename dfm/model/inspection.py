@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,28 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         "data_fingerprint": metadata.get("data_fingerprint", ""),
         "parameters_sha256": model.parameters_sha256(),
         **{f"validation_{k}": v for k, v in metadata.get("validation", {}).items() if k != "calibration_bins"},
+        **{f"choice_{key}": value for key, value in choice_of(metadata).items()},
         **{f"rows_{key}": value for key, value in metadata.get("rows", {}).items() if key != "reasons"},
     }
     found = {"summary": summary, "fields": _fields(model), "settings": metadata.get("settings", {})}
     strengths = strengths_of(model)
     return {**found, "pairs": strongest_and_weakest(*strengths)} if strengths else found
+
+
+def choice_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The model that was chosen, "factors" or "linear", and the validation losses of both, less being better; empty
+    where there was no choice.
+    """
+    choice = metadata.get("choice")
+    if not choice:
+        return {}
+    metric, losses = choice.get("metric", "loss"), choice["losses"]  # earlier versions did not note the metric
+    return {
+        "chosen": choice["chosen"],
+        "compared_by": f"1 - {metric}" if metric in ("auc", "group_auc") else metric,
+        "with_factors": losses["factors"],
+        "without_factors": losses["linear"],
+    }
 
 
 _SHOWN = 10

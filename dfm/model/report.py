@@ -17,7 +17,7 @@ from dfm.kernels.families.registry import DEFAULT
 from dfm.model.figures import figures_of, single_numbers
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import MANIFEST, read_manifest
-from dfm.model.inspection import strengths_of, strongest_and_weakest
+from dfm.model.inspection import choice_of, strengths_of, strongest_and_weakest
 from dfm.model.pair_strength import strength_matrix
 from dfm.pages import charts
 from dfm.pages.numbers import number_form
@@ -97,6 +97,7 @@ def _sections(model: str, manifest: Mapping[str, Any], options: files.Options) -
         "curves": charts.side_by_side(figures_of(history, validation, found)),
         "epochs": [{key: epoch[key] for key in _EPOCH if key in epoch} for epoch in history],
         "models": _models(known),
+        "choice between factors and none": choice_of(known),
         "diagnosis": [{"what": each["message"], "knobs": each["knobs"]} for each in known.get("diagnosis", ())],
         **_slices(found.get("slices", {})),
         "importance of columns": _importance(importance),

@@ -22,7 +22,7 @@ from dfm.errors import SettingsError
 from dfm.kernels.blocks import MAX_ROW_FACTORS
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, is_paired
-from dfm.settings.constraints import Constraint, Illegal, TableOf, did_you_mean, show
+from dfm.settings.constraints import Constraint, Illegal, ListOf, TableOf, did_you_mean, show
 from dfm.settings.tables import (
     MCMC,
     SGD,
@@ -230,8 +230,8 @@ def _as_json(default: Any) -> Any:
 def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: Sequence[str] = ()) -> Job:
     """The checked job of a TOML file, a dict of tables or another job, after `table.key=value` overrides.
 
-    A value is read as TOML; where that is no TOML, or not what the knob takes, its text is taken as a string.
-    Relative paths stay as they are written.
+    A value is read as TOML; where that is no TOML, or not what the knob takes, its text is taken as a string, unless a
+    list was meant. Relative paths stay as they are written.
     """
     if isinstance(source, Job) and not overrides:  # checked when it was made
         return source
@@ -277,18 +277,33 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
 
 
 def read_override(path: Sequence[str], text: str) -> Any:
-    """The value that a text stands for, at table and key (and key of a table knob): TOML, or the text itself."""
+    """The value that a text stands for, at table and key (and key of a table knob): TOML, or the text itself. A list
+    stays one where the knob takes lists, whatever is in it. SettingsError where it is no TOML.
+    """
+    constraint = _constraint_at(path)
+    takes_lists = isinstance(constraint, ListOf)
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
+        parsed = {}
+    if set(parsed) != {"value"}:
+        if takes_lists and (text.strip()[:1], text.strip()[-1:]) == ("[", "]"):
+            raise SettingsError(_no_list(".".join(path), text))
         return text
+    value = parsed["value"]
+    if takes_lists and isinstance(value, list):
+        return value
+    is_meant = constraint is not None and (_accepts(constraint, value) or not _accepts(constraint, text))
+    return value if is_meant else text
+
+
+def _constraint_at(path: Sequence[str]) -> Constraint | None:
+    """The constraint of a knob, or of the values of a table knob; None where there is no such knob."""
     kind = TABLES.get(path[0])
     own = kind.knobs().get(path[1]) if kind else None
-    if own is None or set(parsed) != {"value"}:
-        return text
-    constraint = own.constraint.value if len(path) == 3 and isinstance(own.constraint, TableOf) else own.constraint
-    value = parsed["value"]
-    return text if not _accepts(constraint, value) and _accepts(constraint, text) else value
+    if own is None:
+        return None
+    return own.constraint.value if len(path) == 3 and isinstance(own.constraint, TableOf) else own.constraint
 
 
 def _accepts(constraint: Constraint, value: object) -> bool:
@@ -309,6 +324,11 @@ def _unknown_table(name: str) -> str:
 def _bad_override(name: str) -> str:
     example = name if "." in name else (tables_with(name) or ["training.learning_rate"])[0]
     return f"the override {show(name)} is not legal: expected table.key=value. Write for example {example}=VALUE."
+
+
+def _no_list(name: str, text: str) -> str:
+    example = f'{name}=["a", "b"]'
+    return f"{name} = {show(text)} is no list of TOML: texts in it stand in quotes. In a shell write '{example}'."
 
 
 # --- the reference table ---------------------------------------------------------------------------------

@@ -530,7 +530,9 @@ class TrainingSettings(Table):
     )
     outer_rate: float = knob(1.0, Number(0, open_low=True), "step along the averaged change; 1 takes all of it")
     outer_momentum: float = knob(0.0, Number(0, 1, open_high=True), "Nesterov momentum over the averages; 0: off")
-    early_stopping: bool = knob(True, Flag(), "stop when validation worsens and keep the best parameters")
+    early_stopping: bool = knob(
+        True, Flag(), "stop when validation worsens; where rows validate, the best parameters are kept either way"
+    )
     stop_on: str = knob(
         STOP_METRICS[0],
         Options(STOP_METRICS),

@@ -14,6 +14,7 @@ from distributed import Client
 from dfm import jobs
 from dfm.errors import RunCancelled, SettingsError
 from dfm.events import faults_of
+from dfm.model.inspection import choice_of, describe_model
 from tests.distributed.test_held_out import tables_of, write_log
 
 Events = list[dict[str, Any]]
@@ -62,6 +63,29 @@ def test_where_factors_learn_noise_the_linear_model_is_published(chosen: tuple[A
     assert "factors-add-nothing" not in [finding["kind"] for finding in model.metadata["diagnosis"]]
     assert len(model.metadata["history"]) == len(result.history)
     assert [fault for event in told for fault in faults_of(event)] == []
+
+
+def test_the_page_and_the_description_of_the_model_tell_of_the_choice(chosen: tuple[Any, Events]) -> None:
+    result, _ = chosen
+    losses = result.model.metadata["choice"]["losses"]
+    told = describe_model(result.model)["summary"]
+    assert told["choice_chosen"] == "linear"
+    assert (told["choice_with_factors"], told["choice_without_factors"]) == (losses["factors"], losses["linear"])
+    page = Path(result.report_url).read_text()
+    section = page.split("<h2>choice between factors and none</h2>")[1].split("<h2>")[0]
+    for text in ("linear", f"{losses['factors']:.5f}", f"{losses['linear']:.5f}"):
+        assert text in section
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [({}, "loss"), ({"metric": "log_loss"}, "log_loss"), ({"metric": "group_auc"}, "1 - group_auc")],
+)
+def test_a_choice_is_told_with_what_its_numbers_are(metric: dict[str, str], told: str) -> None:
+    choice = {"losses": {"factors": 0.4, "linear": None}, "chosen": "factors", **metric}
+    found = choice_of({"choice": choice})
+    assert found == {"chosen": "factors", "compared_by": told, "with_factors": 0.4, "without_factors": None}
+    assert choice_of({}) == {}
 
 
 def test_where_pairs_decide_the_model_is_that_of_the_job_without_a_choice(client: Client, tmp_path: Path) -> None:

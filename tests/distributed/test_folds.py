@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from distributed import Client
 from dfm import jobs
 from dfm.data.latest import counted_moments, equal_parts, latest_of
 from dfm.data.time_split import at_or_after
+from dfm.distributed import choosing, folds
 from dfm.distributed.folds import Folds
+from dfm.distributed.several import train_several
 from dfm.errors import DataError, SettingsError
 from tests.distributed.test_held_out import N_ROWS, tables_of, write_log
 
@@ -87,6 +90,22 @@ def test_the_mean_of_models_is_what_folds_judge(client: Client, tmp_path: Path) 
     choosing = tables | {"model": {"hash_bits": 12, "choose": "best"}}
     jobs.cross_validate(choosing, 2, client=client, on_event=told.append)
     assert [event["epochs"] for event in told if event["event"] == "fold"] == [2, 2]
+
+
+@pytest.mark.parametrize("model", [{"choose": "best"}, {"n_models": 2}], ids=["a rival", "several models"])
+def test_ctrl_c_ends_it_also_where_a_training_would_publish(
+    model: dict[str, Any], client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(choosing, "started_loop", lambda *_: SimpleNamespace(run=interrupted))
+    monkeypatch.setattr(folds, "train_several", lambda loops, in_step: train_several(loops, in_step) or True)
+    tables = tables_of(write_log(tmp_path / "log"), tmp_path, training=SHORT) | {"model": {"hash_bits": 12, **model}}
+    with pytest.raises(KeyboardInterrupt):
+        jobs.cross_validate(tables, 2, client=client, on_event=told.append)
+    assert "fold" not in [event["event"] for event in told]
 
 
 @pytest.mark.parametrize(

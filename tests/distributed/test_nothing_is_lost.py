@@ -14,7 +14,7 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
-from dfm.distributed import checkpointing, train
+from dfm.distributed import calibrating, checkpointing, choosing, train
 from dfm.distributed import publish as publishing
 from dfm.distributed.cluster import connect
 from dfm.errors import ClusterError, DfmError, DivergenceError, RunCancelled, SupersededError
@@ -231,6 +231,33 @@ def test_an_observer_that_fails_at_the_end_costs_no_training(
     else:
         assert n_rounds(told_by(tables, client)) == 0
     check_published(tables, expected)
+
+
+@pytest.mark.parametrize(
+    ("module", "judge"),
+    [(choosing, "started_loop"), (calibrating, "fitted"), (calibrating, "gain_of"), (publishing, "Diagnosis")],
+)
+def test_ctrl_c_while_a_trained_model_is_judged_publishes_it_and_the_same_command_judges_it_to_the_end(
+    module: Any, judge: str, log: Path, tmp_path: Path, client: Client, monkeypatch: Patch
+) -> None:
+    def interrupts(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1e-9)
+    tables = job_tables(log, tmp_path, model={"calibration": "platt", "choose": "best"})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, judge, interrupts)
+        first = jobs.train(tables, client)
+    assert first.interrupted
+    known = FMModel.load(first.model_url).metadata
+    assert ("choice" in known) == (judge != "started_loop")
+    assert (known["calibration"]["reason"] == "training was interrupted") == (judge != "Diagnosis")
+    assert known["diagnosis"] == []
+    told = told_by(tables, client)
+    assert n_rounds(told) == 0
+    assert not told[-1]["interrupted"]
+    assert {"chosen", "calibrated", "diagnosis"} < {event["event"] for event in told}
+    assert not (tmp_path / "out" / "checkpoint").exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RunCancelled("enough")], ids=["a signal", "a request"])

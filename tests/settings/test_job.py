@@ -147,6 +147,10 @@ def test_a_job_file_is_read(job_file):
         ("data.train=/logs/day=1/*.parquet", "data", "train", ("/logs/day=1/*.parquet",)),
         ('data.train=["a", "b"]', "data", "train", ("a", "b")),
         ("data.train=", "data", "train", ()),
+        ("data.train=logs/day=[12]", "data", "train", ("logs/day=[12]",)),
+        ("data.train=[ab].parquet", "data", "train", ("[ab].parquet",)),
+        ("schema.label_positive=1", "schema", "label_positive", ("1",)),
+        ("schema.time=[1]", "schema", "time", "[1]"),
         ("data.validation_from=2026-11-21", "data", "validation_from", "2026-11-21"),
         ("output.directory=2026", "output", "directory", "2026"),
         ("output.directory=a=b", "output", "directory", "a=b"),
@@ -160,6 +164,22 @@ def test_an_override_is_toml_or_else_a_bare_string(job_file, override, table, ke
     job = load_job(job_file, [override])
     assert getattr(getattr(job, table), key) == expected
     assert job.output.overwrite
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ('schema.label_positive=["d1", 2]', r'label_positive = \["d1", 2\] is not legal: expected a string'),
+        ("schema.label_positive=[1]", r"label_positive = \[1\] is not legal: expected a string"),
+        ("schema.categorical=[user]", r"""= "\[user\]" is no list of TOML: .* 'schema.categorical=\["a", "b"\]'"""),
+        ("schema.crosses=[[user,item]]", r'crosses = "\[\[user,item\]\]" is no list of TOML'),
+        ("data.train= [ab] ", r"is no list of TOML"),
+        ('schema.lists=["a"]\nmore = ["b"]', r"is no list of TOML"),
+    ],
+)  # fmt: skip
+def test_a_list_with_a_wrong_item_is_not_taken_for_a_text(override, said):
+    with pytest.raises(SettingsError, match=said):
+        load_job({}, [override])
 
 
 def test_the_last_override_wins_and_the_callers_dict_is_left_alone():
