@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dfm.data.schema import CROSS_SIGN
 from dfm.errors import SettingsError
+from dfm.events import compared
 from dfm.model.fm_model import FMModel
 from dfm.model.token_names import TokenNames
 from dfm.settings.groups import names_of
@@ -45,8 +46,8 @@ def describe_model(model: FMModel) -> dict[str, Any]:
 
 
 def choice_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The model that was chosen, "factors" or "linear", and the validation losses of both, less being better; empty
-    where there was no choice.
+    """The model that was chosen, "factors" or "linear", and what both came to on the rows that validated, by the metric
+    that chose; empty where there was no choice.
     """
     choice = metadata.get("choice")
     if not choice:
@@ -54,10 +55,14 @@ def choice_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     metric, losses = choice.get("metric", "loss"), choice["losses"]  # earlier versions did not note the metric
     return {
         "chosen": choice["chosen"],
-        "compared_by": f"1 - {metric}" if metric in ("auc", "group_auc") else metric,
-        "with_factors": losses["factors"],
-        "without_factors": losses["linear"],
+        "compared_by": metric,
+        "with_factors": _worth(metric, losses["factors"]),
+        "without_factors": _worth(metric, losses["linear"]),
     }
+
+
+def _worth(metric: str, loss: float | None) -> float | None:
+    return None if loss is None else compared(metric, loss)
 
 
 _SHOWN = 10

@@ -78,13 +78,13 @@ def test_the_page_and_the_description_of_the_model_tell_of_the_choice(chosen: tu
 
 
 @pytest.mark.parametrize(
-    ("metric", "told"),
-    [({}, "loss"), ({"metric": "log_loss"}, "log_loss"), ({"metric": "group_auc"}, "1 - group_auc")],
+    ("metric", "told", "worth"),
+    [({}, "loss", 0.4), ({"metric": "log_loss"}, "log_loss", 0.4), ({"metric": "group_auc"}, "group_auc", 0.6)],
 )
-def test_a_choice_is_told_with_what_its_numbers_are(metric: dict[str, str], told: str) -> None:
+def test_a_choice_is_told_with_what_its_numbers_are(metric: dict[str, str], told: str, worth: float) -> None:
     choice = {"losses": {"factors": 0.4, "linear": None}, "chosen": "factors", **metric}
     found = choice_of({"choice": choice})
-    assert found == {"chosen": "factors", "compared_by": told, "with_factors": 0.4, "without_factors": None}
+    assert found == {"chosen": "factors", "compared_by": told, "with_factors": worth, "without_factors": None}
     assert choice_of({}) == {}
 
 
