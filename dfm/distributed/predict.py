@@ -73,7 +73,7 @@ def predict_shards(
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
     predicted = sum(watch.client.gather(futures), Predicted(RowAccount()))
     account = predicted.account
-    _check_predicted(ledger, account)
+    _check_predicted(ledger, account, names)
     ledger.check_written([DONE])
     ledger.remove(earlier)
     summary = {
@@ -87,12 +87,12 @@ def predict_shards(
     return predicted
 
 
-def _check_predicted(ledger: ownership.Ledger, account: RowAccount) -> None:
+def _check_predicted(ledger: ownership.Ledger, account: RowAccount, parts: Sequence[str]) -> None:
     """DataError where every row was bad; the new parts, which hold nothing but nulls, are removed."""
     try:
         account.check_any("predict", "")
     except DataError:
-        ledger.withdraw()
+        ledger.withdraw(parts)
         raise
 
 

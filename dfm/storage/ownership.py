@@ -123,6 +123,11 @@ def _claims_in(found: Mapping[str, Any]) -> dict[str, _Claim]:
     return claims
 
 
+def _awaited(claims: Mapping[str, _Claim]) -> set[str]:
+    """The names of all files that are about to be written."""
+    return {name for each in claims.values() for name in each.names}
+
+
 class Ledger:
     """The files that dfm made in a folder, by name (`part-0.parquet`, `day=1/part-0.parquet`) and size.
 
@@ -212,7 +217,7 @@ class Ledger:
         since = time.time()
         oldest = since - files.ABANDONED_AFTER
         others = {mark: each for mark, each in claims.items() if each.since > oldest and not {*each.names} & {*names}}
-        awaited = {name for each in others.values() for name in each.names}
+        awaited = _awaited(others)
         known = {name: size for name, size in noted.items() if name in own or name in awaited}
         self._claimed, self._mark = tuple(names), uuid.uuid4().hex
         self._write({**known, **dict.fromkeys(names)}, {self._mark: _Claim(since, list(names)), **others})
@@ -257,7 +262,7 @@ class Ledger:
         sizes = self._written(self._claimed)
         noted, claims = self._read()  # as late as possible: another run may have claimed others meanwhile
         claims.pop(self._mark, None)
-        awaited = {name for each in claims.values() for name in each.names}
+        awaited = _awaited(claims)
         kept = {
             name: None if name in awaited else others[name]
             for name, size in noted.items()
@@ -266,13 +271,15 @@ class Ledger:
         self._claimed, self._mark = (), ""
         self._write({**kept, **sizes}, claims)
 
-    def withdraw(self) -> None:
-        """Delete the files that were claimed, and forget them: what was there before is whole without them."""
-        self.remove(self._claimed)
+    def withdraw(self, names: Collection[str]) -> None:
+        """Delete these of the files that were claimed, and give up the claim: what else is there is whole without them.
+        Others that were claimed stay where another run claimed them, or has written them, since.
+        """
+        self.remove(names)
         noted, claims = self._read()
         claims.pop(self._mark, None)
-        awaited = {name for each in claims.values() for name in each.names}
-        kept = {name: size for name, size in noted.items() if name in awaited or name not in self._claimed}
+        unwritten = {name for name in self._claimed if noted.get(name) is None} - _awaited(claims)
+        kept = {name: size for name, size in noted.items() if name not in unwritten and name not in names}
         self._claimed, self._mark = (), ""
         self._write(kept, claims)
 

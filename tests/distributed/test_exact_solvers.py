@@ -18,7 +18,7 @@ from dfm.events import faults_of
 from dfm.export import export
 from dfm.model.fm_model import FMModel
 from dfm.training.diagnosis import Finding, model_findings
-from tests.support.small_jobs import in_process_client
+from tests.support.small_jobs import in_process_client, stop_after
 
 Events = list[dict[str, Any]]
 ROWS, VALIDATES = 1_600, 400
@@ -138,14 +138,10 @@ def test_stopped_after_every_iteration_in_turn_it_ends_with_the_same_bytes(
     expected = jobs.train(tables_of(folder, tmp_path / "whole", training), client)
     tables, starts = tables_of(folder, tmp_path / "parts", training), 0
 
-    def stop_at_a_round(event: dict[str, Any]) -> None:
-        if event["event"] == "round":
-            raise RunCancelled("asked to stop")
-
     for attempt in range(12):
         starts += 1
         try:
-            result = jobs.train(tables, two_workers if attempt % 2 else client, on_event=stop_at_a_round)
+            result = jobs.train(tables, two_workers if attempt % 2 else client, on_event=stop_after(1))
             break
         except RunCancelled:
             continue
@@ -160,12 +156,8 @@ def test_a_checkpoint_of_another_rule_for_penalties_is_refused(
     """Those of before had none, and would go on with numbers that they did not begin with."""
     tables = tables_of(folder, tmp_path, {"solver": "als", "n_epochs": 5, "n_replicas": 1})
 
-    def stop_at_a_round(event: dict[str, Any]) -> None:
-        if event["event"] == "round":
-            raise RunCancelled("asked to stop")
-
     with pytest.raises(RunCancelled):
-        jobs.train(tables, client, on_event=stop_at_a_round)
+        jobs.train(tables, client, on_event=stop_after(1))
     monkeypatch.setattr("dfm.distributed.loops._PRIORS", "another")
     with pytest.raises(SettingsError, match=r'automatic penalties and priors is "another" now and "by columns" there'):
         jobs.train(tables, client)

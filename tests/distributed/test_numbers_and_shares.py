@@ -19,7 +19,7 @@ from dfm.distributed import diagnose
 from dfm.errors import RunCancelled, SettingsError
 from dfm.model.report import report_training
 from dfm.runs.display import Reporter
-from tests.support.small_jobs import job_tables
+from tests.support.small_jobs import job_tables, stop_after
 
 N_ROWS = 4_000
 RNG = np.random.default_rng(3)
@@ -93,12 +93,8 @@ def test_a_checkpoint_of_statistics_of_other_rows_is_refused(
     tables = job_tables(tmp_path, tmp_path)
     tables["data"], tables["schema"] = {"train": str(tmp_path / "rows.parquet")}, {"weight": "w", "numeric": ["x"]}
 
-    def stop_at_a_round(event: dict[str, Any]) -> None:
-        if event["event"] == "round":
-            raise RunCancelled("asked to stop")
-
     with pytest.raises(RunCancelled):
-        jobs.train(tables, client, on_event=stop_at_a_round)
+        jobs.train(tables, client, on_event=stop_after(1))
     monkeypatch.setattr("dfm.distributed.loops._STATISTICS_OF", "all")
     with pytest.raises(SettingsError, match=r'schema\.statistics\.rows is "all" now and "sound ones .*" there'):
         jobs.train(tables, client)

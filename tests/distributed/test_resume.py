@@ -20,7 +20,7 @@ from dfm.errors import DataError, DivergenceError, RunCancelled, SettingsError
 from dfm.kernels.tables import Layout
 from dfm.training import loop
 from dfm.training.checkpoint import CheckpointFolder, Identity
-from tests.support.small_jobs import job_tables
+from tests.support.small_jobs import job_tables, stop_after
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -33,19 +33,6 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Changes of [training] under which a state has parts that another kind does not have."""
-
-
-def stop_after(rounds: int) -> Any:
-    """An observer that cancels the run after so many averages in all."""
-    seen = 0
-
-    def observe(event: dict[str, Any]) -> None:
-        nonlocal seen
-        seen += event["event"] == "round"
-        if seen == rounds and event["event"] == "round":
-            raise RunCancelled("asked to stop")
-
-    return observe
 
 
 def rounds_and_result(tables: dict[str, Any], client: Client) -> tuple[int, Any]:

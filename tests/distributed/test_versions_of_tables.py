@@ -26,7 +26,7 @@ from dfm.runs.record import read_events, read_run
 from dfm.settings.job import load_job
 from dfm.training.inputs import find_inputs
 from dfm.workflow import steps
-from tests.support.small_jobs import FIRST_DAY, LAST_DAY, job_tables, read_log
+from tests.support.small_jobs import FIRST_DAY, LAST_DAY, job_tables, read_log, stop_after
 
 deltalake = pytest.importorskip("deltalake", reason="the extra `delta` is not installed")
 
@@ -94,14 +94,6 @@ def test_the_version_stands_in_the_plan_the_record_the_model_and_the_page(
     assert jobs.plan(job_on(url, tmp_path))["tables"] == [record]
 
 
-def stop_after_a_round() -> Any:
-    def observe(event: dict[str, Any]) -> None:
-        if event["event"] == "round":
-            raise RunCancelled("asked to stop")
-
-    return observe
-
-
 def test_a_run_that_was_stopped_goes_on_with_the_version_it_began_with(
     table: Path, log: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +101,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_version_it_began_with(
     expected = jobs.train(job_on(f"delta://{table}@v0", tmp_path / "whole"), client).parameters_sha256
     tables = job_on(f"delta://{table}", tmp_path / "parts")
     with pytest.raises(RunCancelled):
-        jobs.train(tables, client, on_event=stop_after_a_round())
+        jobs.train(tables, client, on_event=stop_after(1))
     go_on(table, log)
     told: list[dict[str, Any]] = []
     result = jobs.train(tables, client, on_event=told.append)
@@ -127,7 +119,7 @@ def test_a_run_whose_version_is_gone_says_so_and_how_to_start_afresh(
     monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
     tables = job_on(f"delta://{table}", tmp_path)
     with pytest.raises(RunCancelled):
-        jobs.train(tables, client, on_event=stop_after_a_round())
+        jobs.train(tables, client, on_event=stop_after(1))
     go_on(table, log)
     deltalake.DeltaTable(str(table)).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
     with pytest.raises(DataError, match=rf"is gone.*began with delta://{table}@v0; to start afresh.*--no-resume"):

@@ -490,6 +490,21 @@ def test_the_first_of_two_runs_cannot_settle_what_both_claimed(folder: str) -> N
     assert second.is_settled()
 
 
+@pytest.mark.parametrize("settles_first", [True, False])
+def test_a_run_that_gives_its_files_up_leaves_those_of_another_one(folder: str, settles_first: bool) -> None:
+    first, second = Ledger(folder, "predictions"), Ledger(folder, "predictions")
+    first.claim(["part-a", "_SUCCESS"])
+    files.write_bytes(f"{folder}/part-a", b"nothing")
+    second.claim(["part-b", "_SUCCESS"])
+    files.write_bytes(f"{folder}/part-b", b"rows")
+    files.write_bytes(f"{folder}/_SUCCESS", b"")
+    steps = [second.settle, lambda: first.withdraw(["part-a"])]
+    for step in steps if settles_first else steps[::-1]:
+        step()
+    assert files.names_in(folder) == [".dfm-predictions.json", "_SUCCESS", "part-b"]
+    assert Ledger(folder, "predictions").read() == {"part-b": 4, "_SUCCESS": 0}
+
+
 def test_two_runs_that_write_different_files_both_settle(folder: str) -> None:
     first, second = Ledger(folder, "kind"), Ledger(folder, "kind")
     first.claim(["a"])

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client, LocalCluster
 
+from dfm.errors import RunCancelled
 from dfm.runs.record import RunRecord, read_run
 from dfm.settings.job import Job
 
@@ -67,3 +68,16 @@ def run_of(job: Job) -> RunRecord:
     record = read_run(job.output.directory)
     assert record is not None
     return record
+
+
+def stop_after(rounds: int) -> Any:
+    """An observer that cancels the run after so many averages in all."""
+    seen = 0
+
+    def observe(event: dict[str, Any]) -> None:
+        nonlocal seen
+        seen += event["event"] == "round"
+        if seen == rounds and event["event"] == "round":
+            raise RunCancelled("asked to stop")
+
+    return observe
