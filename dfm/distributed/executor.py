@@ -22,8 +22,9 @@ from dfm.errors import ClusterError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
 from dfm.training import rounds
+from dfm.training.backends import Workplaces
 from dfm.training.exact import ExactExecutor
-from dfm.training.executor import Metrics, Parameters, nothing
+from dfm.training.executor import Metrics, Parameters, Round, nothing
 from dfm.training.rounds import Block, ReplicaReport, Work
 
 _WORKER_TIMEOUT = 60.0
@@ -82,8 +83,9 @@ def scatter_replicas(watch: Watch, replicas: Sequence[Sequence[SparsePartition]]
 
 @dataclass
 class _Flight:
-    """A round that was submitted, and the parameters that it makes."""
+    """Rounds that were submitted, and the parameters that they make."""
 
+    n_rounds: int
     blocks: list[Future]
     reports: Future
 
@@ -94,7 +96,9 @@ class DaskExecutor:
 
     replicas, held_out: futures of lists of partitions. blocks: of the parameters to begin with, cut at the rows
     `bounds`. cuts_pushes: whether pushes are cut into blocks before they travel, or travel whole, which saves a task
-    for each part. resources: what a training task takes of its worker (see `backends`).
+    for each part. resources: what a training task takes of its worker (see `backends`). stretch: rounds that one task
+    trains, where it is more than one, in threads of one worker, which then has the rows of all; of `home`, its number
+    among them.
     """
 
     watch: Watch
@@ -104,19 +108,40 @@ class DaskExecutor:
     bounds: Sequence[int] = ()
     cuts_pushes: bool = False
     resources: Mapping[str, float] | None = None
+    stretch: int = 1
+    home: int = 0
     _flights: collections.deque[_Flight] = field(init=False, default_factory=collections.deque)
     _recent: collections.deque[list[Future]] = field(init=False, default_factory=lambda: collections.deque(maxlen=2))
     """Blocks of the last finished rounds. Held until copies of the next ones lie on all workers, they spare Dask to
     compute more than a round again when a worker is lost."""
     _addresses: list[str] = field(init=False, default_factory=list)
+    _places: Workplaces = field(init=False, default=Workplaces(1, 1))
 
     def begin_epoch(self, work: Work) -> int:
         """See which workers there are; replicas that one of them trains at a time."""
-        self._addresses = self.watch.addresses()
-        return max(1, work.chosen.n_walks(self.watch.workplaces()) // len(self._addresses))
+        threads = self.watch.threads()
+        self._addresses, self._places = list(threads), Workplaces(sum(threads.values()), len(threads))
+        if self.stretch > 1:
+            return min(self._places.n_threads, len(self._groups(work)))
+        return max(1, work.chosen.n_walks(self._places) // len(self._addresses))
 
-    def submit(self, work: Work, slices: range) -> None:
-        """Submit one round; the blocks of the next one depend on those of this one."""
+    def _groups(self, work: Work) -> list[range]:
+        """The replicas that are trained one after the other, by a task or a thread."""
+        return work.chosen.groups(len(self.replicas), self._places)
+
+    def submit(self, stretch: Sequence[Round]) -> None:
+        """Submit some rounds; the blocks of the next ones depend on those of the last of them."""
+        if self.stretch == 1:
+            for work, slices in stretch:
+                self._submit_round(work, slices)
+            return
+        near = self._addresses[self.home % len(self._addresses)]
+        n_threads = self._places.n_threads
+        (block,) = self.blocks
+        block = self.watch.submit(rounds.train_rounds, stretch, block, self.replicas, n_threads, near=near)
+        self._take_off(len(stretch), [block])
+
+    def _submit_round(self, work: Work, slices: range) -> None:
         n_replicas = len(self.replicas)
         pushes = [
             self.watch.submit(
@@ -125,10 +150,14 @@ class DaskExecutor:
                 near=home_of(group.start, n_replicas, self._addresses),
                 resources=self.resources,
             )
-            for group in work.chosen.groups(n_replicas, self.watch.workplaces())
+            for group in self._groups(work)
         ]
-        self.blocks = [self._merge(work, number, pushes) for number in range(len(self.blocks))]
-        self._flights.append(_Flight(self.blocks, self.watch.submit(rounds.reports_of, self.blocks[0])))
+        self._take_off(1, [self._merge(work, number, pushes) for number in range(len(self.blocks))])
+
+    def _take_off(self, n_rounds: int, blocks: list[Future]) -> None:
+        """Take note of rounds that make these blocks."""
+        self.blocks = blocks
+        self._flights.append(_Flight(n_rounds, blocks, self.watch.submit(rounds.reports_of, blocks[0])))
 
     def _merge(self, work: Work, number: int, pushes: list[Future]) -> Future:
         parts = pushes
@@ -141,14 +170,15 @@ class DaskExecutor:
     @property
     def under_way(self) -> int:
         """Rounds that were submitted and not waited for."""
-        return len(self._flights)
+        return sum(flight.n_rounds for flight in self._flights)
 
-    def finish(self) -> Sequence[ReplicaReport]:
-        """Wait for the earliest round under way; what its replicas saw."""
+    def finish(self) -> Sequence[Sequence[ReplicaReport]]:
+        """Wait for the earliest rounds under way; what their replicas saw, round by round."""
         flight = self._flights.popleft()
         reports: Sequence[ReplicaReport] = self.watch.result(flight.reports)
         self._recent.append(flight.blocks)
-        return reports
+        each = len(reports) // flight.n_rounds
+        return [reports[first : first + each] for first in range(0, len(reports), each)]
 
     def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
         """Metrics on the held-out rows, of the blocks submitted last; empty where there are no such rows."""

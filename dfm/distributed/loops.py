@@ -16,6 +16,7 @@ from dfm.distributed.exact import at_first_block, exact_loop
 from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Run
+from dfm.distributed.stretches import rounds_together
 from dfm.distributed.tuning import tuned
 from dfm.errors import DataError, SettingsError
 from dfm.model.warm_start import Start
@@ -116,6 +117,8 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
             bounds=bounds,
             cuts_pushes=cuts_pushes,
             resources=run.choice.resources,
+            stretch=1 if training.validate == "average" else rounds_together(run, prepared, len(bounds) - 1),
+            home=run.number,
         ),
         manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_finite, objective)),
         n_rows=prepared.account.accepted,

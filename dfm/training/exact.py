@@ -34,7 +34,7 @@ from dfm.training.exact_rounds import (
 )
 from dfm.training.exact_together import block_of, reports_of, walk_together
 from dfm.training.exact_work import ExactWork, has_draws
-from dfm.training.executor import Metrics, Parameters, nothing
+from dfm.training.executor import Metrics, Parameters, Round, nothing
 from dfm.training.rounds import Block, ReplicaReport, Work, merge_tallies
 from dfm.training.together import Meeting
 
@@ -179,8 +179,14 @@ class ExactExecutor:
         self.place.begin()
         return 1
 
-    def submit(self, work: Work, slices: range) -> None:
+    @property
+    def stretch(self) -> int:
+        """An iteration is begun by itself."""
+        return 1
+
+    def submit(self, stretch: Sequence[Round]) -> None:
         """Begin an iteration."""
+        ((work, _),) = stretch
         assert isinstance(work, ExactWork)
         if self._visits is None:
             self._prepare(work)
@@ -283,7 +289,7 @@ class ExactExecutor:
         """Iterations that were begun and not waited for."""
         return int(self._under_way is not None)
 
-    def finish(self) -> Sequence[ReplicaReport]:
+    def finish(self) -> Sequence[Sequence[ReplicaReport]]:
         """Wait for the iteration under way; what its replicas saw."""
         assert self._under_way is not None
         iteration, self._under_way = self._under_way, None
@@ -308,7 +314,7 @@ class ExactExecutor:
         self._block = settled
         if iteration.work.solving.keeps(iteration.work.iteration):
             self._draws.append(self._block)
-        return [report for each in reports for report in each]
+        return [[report for each in reports for report in each]]
 
     def _again(self, work: ExactWork) -> _Iteration:
         """The iteration from its beginning; the one before it, too, where its parameters were lost."""
@@ -395,7 +401,7 @@ def warm_up(work: ExactWork) -> float:
     vocabulary = Vocabulary(ids, np.ones(2, np.int64), fields, np.full(2, -1, np.int64), n_factored, 10)
     executor = ExactExecutor(Here(), [[partition]], [[partition]], vocabulary)
     executor.restore([first_block(work, vocabulary, 1.0, 0)], [0, 2])
-    executor.submit(work, range(1))
+    executor.submit([(work, range(1))])
     executor.finish()
     executor.evaluate(work)
     return time.perf_counter() - started

@@ -9,6 +9,8 @@ from dfm.training.rounds import ReplicaReport, Work
 
 Event = dict[str, Any]
 Metrics = dict[str, Any]
+Round = tuple[Work, range]
+"""The work of a round, and the slices that every replica walks in it."""
 Parameters = Sequence[Any]
 """The blocks of a parameter table, as an executor holds them: the loop keeps them and never looks into them."""
 
@@ -23,15 +25,21 @@ class Executor(Protocol):
     def begin_epoch(self, work: Work) -> int:
         """See who is there for the rounds of the epoch; replicas that one of these processes trains at a time."""
 
-    def submit(self, work: Work, slices: range) -> None:
-        """Begin a round: every replica trains on these slices, then all are averaged. Nothing is waited for."""
+    @property
+    def stretch(self) -> int:
+        """Rounds that are best begun together: of such a stretch only the last parameters are anybody's."""
+
+    def submit(self, stretch: Sequence[Round]) -> None:
+        """Begin rounds, one after the other: every replica trains on the slices, then all are averaged. Nothing is
+        waited for.
+        """
 
     @property
     def under_way(self) -> int:
         """Rounds that were begun and not finished."""
 
-    def finish(self) -> Sequence[ReplicaReport]:
-        """Wait for the earliest round under way; what its replicas saw."""
+    def finish(self) -> Sequence[Sequence[ReplicaReport]]:
+        """Wait for the earliest stretch of rounds under way; what the replicas saw, round by round."""
 
     def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
         """Metrics of the parameters on the held-out rows; empty where there are none.

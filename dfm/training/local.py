@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from dfm.data.partition import SparsePartition
@@ -16,8 +15,8 @@ from dfm.kernels.tables import ParameterTable
 from dfm.training import rounds
 from dfm.training.backends import backend_here
 from dfm.training.exact import ExactExecutor, Here
-from dfm.training.executor import Metrics, Parameters, nothing
-from dfm.training.rounds import Block, Push, ReplicaReport, Work
+from dfm.training.executor import Metrics, Parameters, Round, nothing
+from dfm.training.rounds import Block, ReplicaReport, Work
 
 
 @dataclass
@@ -34,7 +33,7 @@ class LocalExecutor:
     renewer: None = None
     """Nothing is lost here without the whole process."""
     _block: Block = field(init=False)
-    _waiting: collections.deque[tuple[Work, range]] = field(init=False, default_factory=collections.deque)
+    _waiting: collections.deque[Round] = field(init=False, default_factory=collections.deque)
 
     @property
     def n_rows(self) -> int:
@@ -51,23 +50,27 @@ class LocalExecutor:
         """Replicas that are trained at a time."""
         return self.n_threads
 
-    def submit(self, work: Work, slices: range) -> None:
-        """Let a round be the next one; it is trained when somebody waits for it."""
-        self._waiting.append((work, slices))
+    @property
+    def stretch(self) -> int:
+        """A round comes when it is waited for, so that others need not be begun with it."""
+        return 1
+
+    def submit(self, stretch: Sequence[Round]) -> None:
+        """Let rounds be the next ones; each is trained when somebody waits for it."""
+        self._waiting += stretch
 
     @property
     def under_way(self) -> int:
         """Rounds that nobody has waited for."""
         return len(self._waiting)
 
-    def finish(self) -> Sequence[ReplicaReport]:
+    def finish(self) -> Sequence[Sequence[ReplicaReport]]:
         """Train the next round."""
         work, slices = self._waiting.popleft()
         if len(self.replicas) == 1:
-            return self._train_alone(work, slices)
-        pushes = self._pushes(work, slices)
-        self._block = rounds.merge_block(work, self._block, pushes)
-        return [report for push in pushes for report in push.reports]
+            return [self._train_alone(work, slices)]
+        self._block = rounds.train_rounds([(work, slices)], self._block, self.replicas, self.n_threads)
+        return [self._block.reports]
 
     def _train_alone(self, work: Work, slices: range) -> list[ReplicaReport]:
         """One table, in place: no sum of changes, which would be rounded."""
@@ -79,16 +82,6 @@ class LocalExecutor:
             place = f"{platform.node()}/{os.getpid()}"
             reports.append(ReplicaReport(replica=0, tally=tally, seconds=seconds, place=place, wire_bytes=0))
         return reports
-
-    def _pushes(self, work: Work, slices: range) -> list[Push]:
-        def train(number: int) -> Push:
-            return rounds.train_replicas(work, number, slices, [self._block], [self.replicas[number]])
-
-        numbers = range(len(self.replicas))
-        if self.n_threads == 1:
-            return [train(number) for number in numbers]
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            return list(pool.map(train, numbers))
 
     def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
         """Metrics on the held-out rows; empty where there are none. Nobody works meanwhile."""

@@ -213,7 +213,7 @@ class TrainingLoop:
         self.work = dataclasses.replace(self.work, step=best.step)
         self._offer()
         self.tell({"event": "pilot", **self.at.pilot, **pilot.described(best.name)})
-        self._tell_round()
+        self.tell(self._round_event())
 
     @property
     def _last_epoch(self) -> int:
@@ -235,12 +235,11 @@ class TrainingLoop:
         self._clock = self._ahead or _Clock(self.at.totals.seconds)
         self._ahead = None
         n_walks = self.executor.begin_epoch(self.work)
-        each, begun = self.goal.validates_averages, self.at.round + self.executor.under_way
-        for number, slices in enumerate(self.plan.rounds(self.at.epoch)[self.at.round :], start=self.at.round + 1):
-            if number > begun:
-                self._submit(self.at.epoch, slices)
-            self._settle(0 if each else _AHEAD)
-            if each and number < self.n_rounds:
+        each = self.goal.validates_averages
+        for stretch in self._stretches(self.at.epoch, self.at.round + self.executor.under_way):
+            self._submit(self.at.epoch, stretch)
+            self._settle(0 if each else _AHEAD * self.executor.stretch)
+            if each and self.at.round < self.n_rounds:
                 self._validate_inside()
                 if self._has_worsened():
                     break
@@ -263,10 +262,17 @@ class TrainingLoop:
 
     # ---------------------------------------------------------------------------------------------- rounds ----
 
-    def _submit(self, epoch: int, slices: range) -> None:
-        """Begin one round, which depends on the one before."""
-        self.executor.submit(self._work_of(epoch, self._submitted, slices, self.work.step), slices)
-        self._submitted += 1
+    def _stretches(self, epoch: int, begun: int) -> list[list[range]]:
+        """The slices of the rounds of an epoch, after so many, in stretches that are begun together."""
+        rounds, size = self.plan.rounds(epoch), 1 if self.goal.validates_averages else self.executor.stretch
+        return [rounds[first : first + size] for first in range(begun, len(rounds), size)]
+
+    def _submit(self, epoch: int, stretch: Sequence[range]) -> None:
+        """Begin some rounds, which depend on those before."""
+        step, first = self.work.step, self._submitted
+        works = [self._work_of(epoch, number, slices, step) for number, slices in enumerate(stretch, start=first)]
+        self.executor.submit(list(zip(works, stretch, strict=True)))
+        self._submitted += len(stretch)
 
     def _begin_next_epoch(self) -> None:
         """Begin the first rounds of the next epoch while this one is judged, so that workers need not wait for what is
@@ -279,8 +285,9 @@ class TrainingLoop:
         if may_stop or is_last or goal.validates_averages:
             return
         self._ahead = _Clock()
-        for slices in self.plan.rounds(at.epoch + 1)[:_AHEAD]:
-            self._submit(at.epoch + 1, slices)
+        for stretch in self._stretches(at.epoch + 1, 0):
+            if self.executor.under_way < _AHEAD:
+                self._submit(at.epoch + 1, stretch)
 
     def work_of_round(self, rounds_done: int, slices: range, step: Step) -> Work:
         """The work of the round that walks these slices of the present epoch, after so many others."""
@@ -303,30 +310,31 @@ class TrainingLoop:
     def _settle(self, under_way: int) -> None:
         """Wait until at most so many rounds are under way, and take note of those that are finished."""
         while self.executor.under_way > under_way:
-            reports = self.executor.finish()
-            self.manner.check(self.at.epoch, reports)
-            self.at.round += 1
-            self.at.rounds_done = self.at.blocks_at = self.at.rounds_done + 1
-            totals = self.at.totals
-            totals.add(reports)
-            self._walked += sum(report.tally.rows for report in reports)
-            totals.seconds = self._clock.seconds
+            told: list[Event] = []
+            for reports in self.executor.finish():
+                self.manner.check(self.at.epoch, reports)
+                self.at.round += 1
+                self.at.rounds_done = self.at.blocks_at = self.at.rounds_done + 1
+                totals = self.at.totals
+                totals.add(reports)
+                self._walked += sum(report.tally.rows for report in reports)
+                totals.seconds = self._clock.seconds
+                told.append(self._round_event())
             if not self.goal.validates_averages or self.at.round == self.n_rounds:
                 self._offer()
-            self._tell_round()
+            for event in told:
+                self.tell(event)
 
-    def _tell_round(self) -> None:
-        """Say how far this epoch is."""
+    def _round_event(self) -> Event:
+        """How far this epoch is."""
         totals = self.at.totals
-        self.tell(
-            {
-                "event": "round",
-                "epoch": self.at.epoch,
-                "round": self.at.round,
-                "rounds": self.n_rounds,
-                "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
-            }
-        )
+        return {
+            "event": "round",
+            "epoch": self.at.epoch,
+            "round": self.at.round,
+            "rounds": self.n_rounds,
+            "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
+        }
 
     # ------------------------------------------------------------------------------------------ validation ----
 

@@ -144,13 +144,16 @@ class PilotRun:
             if trial.executor is None:
                 trial.executor, trial.reports = self.executor.fork(self._start), []
                 trial.executor.begin_epoch(self.work_of_round(0, range(1), trial.step))
-        rounds = self.plan.rounds(1)
-        for number in range(min(trial.n_begun for trial in trials), n_rounds):
+        rounds, size = self.plan.rounds(1), self.executor.stretch
+        for first in range(min(trial.n_begun for trial in trials), n_rounds, size):
+            last = min(first + size, n_rounds)
             for trial in trials:
-                if trial.n_begun == number:
+                wanted = range(trial.n_begun, last)
+                if wanted:
                     assert trial.executor is not None
-                    trial.executor.submit(self.work_of_round(number, rounds[number], trial.step), rounds[number])
-            self._finish(trials, under_way=1)
+                    work = [self.work_of_round(number, rounds[number], trial.step) for number in wanted]
+                    trial.executor.submit(list(zip(work, rounds[wanted.start : last], strict=True)))
+            self._finish(trials, under_way=size)
         self._finish(trials)
 
     def _finish(self, trials: Sequence[Trial], under_way: int = 0) -> None:
@@ -158,9 +161,9 @@ class PilotRun:
         for trial in trials:
             assert trial.executor is not None
             while trial.executor.under_way > under_way:
-                reports = trial.executor.finish()
-                trial.reports.append(reports)
-                self._rows_done += sum(report.tally.rows for report in reports)
+                for reports in trial.executor.finish():
+                    trial.reports.append(reports)
+                    self._rows_done += sum(report.tally.rows for report in reports)
                 self._tell(max(self._rows_in_all, self._rows_done + 1))
 
     @property

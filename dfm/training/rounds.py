@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +37,7 @@ from dfm.model.group_auc import GroupedTally, rows_by_group
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
-from dfm.training.backends import BACKENDS, NUMBA, Backend
+from dfm.training.backends import BACKENDS, NUMBA, Backend, Workplaces
 from dfm.training.label_units import in_own_unit, of_full_stream
 
 _SEED_STRIDE = 1 << 45
@@ -263,6 +264,28 @@ def merge_block(work: Work, block: Block, pushes: Sequence[Push]) -> Block:
     )
     reports = tuple(report for push in pushes for report in push.reports) if block.start == 0 else ()
     return Block(block.start, table, momentum, reports)
+
+
+def train_rounds(
+    stretch: Sequence[tuple[Work, range]], block: Block, replicas: Sequence[Sequence[SparsePartition]], n_threads: int
+) -> Block:
+    """The block after some rounds, which all replicas train in threads of this process; it carries the reports of them
+    all, round by round. block: the whole table.
+    """
+    reports: list[ReplicaReport] = []
+    with ThreadPoolExecutor(n_threads) as pool:
+        for work, slices in stretch:
+            groups = work.chosen.groups(len(replicas), Workplaces(n_threads, n_workers=1))
+            train = functools.partial(_train_group, work, slices, block, replicas)
+            block = merge_block(work, block, list(pool.map(train, groups)))
+            reports += block.reports
+    return dataclasses.replace(block, reports=tuple(reports))
+
+
+def _train_group(
+    work: Work, slices: range, block: Block, replicas: Sequence[Sequence[SparsePartition]], group: range
+) -> Push:
+    return train_replicas(work, group.start, slices, [block], replicas[group.start : group.stop])
 
 
 def reports_of(block: Block) -> tuple[ReplicaReport, ...]:

@@ -46,10 +46,13 @@ _LIVES = 6
 
 @dataclass
 class Life:
-    """A driver: how its cluster fared, how it ended ("done", "died" or the name of an error of dfm)."""
+    """A driver: how its cluster fared, how many rounds it began together, how it ended ("done", "died" or the name of
+    an error of dfm).
+    """
 
     n_workers: int
     chances: Chances
+    stretch: int = 1
     end: str = ""
     trace: list[str] = field(default_factory=list)
 
@@ -119,8 +122,8 @@ class _Checkpointer(checkpointing.Checkpointer):
 
 
 @contextlib.contextmanager
-def on(cluster: SimulatedCluster) -> Iterator[None]:
-    """Trainings of this block run on a simulated cluster."""
+def on(cluster: SimulatedCluster, stretch: int = 1) -> Iterator[None]:
+    """Trainings of this block run on a simulated cluster. stretch: rounds that they begin together."""
     watch = SimulatedWatch(cluster)
     own = type("Own", (_Checkpointer,), {"cluster": cluster})
 
@@ -135,6 +138,7 @@ def on(cluster: SimulatedCluster) -> Iterator[None]:
         for place, name, stand_in in (
             (beginning, "Watch", lambda _client, _timeout: watch),
             (loops, "Checkpointer", own),
+            (loops, "rounds_together", lambda _run, _prepared, _n_blocks: stretch),
             (connect, "client_of", client_of),
             (connect, "shares_disk", lambda _client: True),
             (connect, "cache_directory", lambda settings, _client: settings.cache),
@@ -196,7 +200,8 @@ class Theatre:
         self.undisturbed(history.play)
         here = self._folder / f"seed-{seed}"
         for number in range(_LIVES):
-            life = Life(draw.choice([1, 2, 3, 5]), _chances(draw, is_last=number == _LIVES - 1))
+            n_workers, chances = draw.choice([1, 2, 3, 5]), _chances(draw, is_last=number == _LIVES - 1)
+            life = Life(n_workers, chances, draw.choice([1, 1, 2, 3]))
             self._live(history, here, life, draw.getrandbits(32))
             is_told = _state(here) == "finished"
             if life.end == "done" and not is_told and "a rival begins" not in life.trace:
@@ -230,7 +235,7 @@ class Theatre:
             rival = Life(2, dataclasses.replace(life.chances, rival=0.0))
             cluster.rival = lambda: self._live(history, here, rival, seed + 1)
         try:
-            with on(cluster):
+            with on(cluster, life.stretch):
                 result = jobs.train(self._tables(history, here), progress=False)
             life.end, history.digest = "done", result.parameters_sha256
             history.rows = repr(dataclasses.asdict(result.rows))

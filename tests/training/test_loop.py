@@ -15,8 +15,8 @@ from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
 from dfm.training.automatic import RowScale, settled
 from dfm.training.checkpoint import Checkpoint, Identity
-from dfm.training.executor import Metrics, Parameters, nothing
-from dfm.training.loop import Goal, Manner, TrainingLoop
+from dfm.training.executor import Metrics, Parameters, Round, nothing
+from dfm.training.loop import Goal, Manner, Snapshot, TrainingLoop
 from dfm.training.plan import RoundPlan
 from dfm.training.progress import Progress
 from dfm.training.rounds import ReplicaReport, Work
@@ -31,8 +31,9 @@ OBJECTIVE = Objective.of("classification")
 class MadeUp:
     """Parameters are how many rounds made them; the losses of validations are given, one after the other."""
 
-    def __init__(self, losses: Sequence[float] = (), rows: int = N_ROWS) -> None:
-        self.losses, self.rows = list(losses), rows
+    def __init__(self, losses: Sequence[float] = (), rows: int = N_ROWS, stretch: int = 1) -> None:
+        self.losses, self.rows, self.stretch = list(losses), rows, stretch
+        self.begun: list[int] = []
         self.waiting: list[Work] = []
         self.submitted: list[Work] = []
         self.most_under_way, self.rounds = 0, 0
@@ -42,19 +43,22 @@ class MadeUp:
     def begin_epoch(self, work: Work) -> int:
         return 1
 
-    def submit(self, work: Work, slices: range) -> None:
-        self.waiting.append(work)
-        self.submitted.append(work)
+    def submit(self, stretch: Sequence[Round]) -> None:
+        self.begun.append(len(stretch))
+        self.waiting += [work for work, _ in stretch]
+        self.submitted += [work for work, _ in stretch]
         self.most_under_way = max(self.most_under_way, len(self.waiting))
 
     @property
     def under_way(self) -> int:
         return len(self.waiting)
 
-    def finish(self) -> Sequence[ReplicaReport]:
-        self.waiting.pop(0)
-        self.rounds += 1
-        return [ReplicaReport(0, RoundTally(self.rows, float(self.rows), 5.0, True), 0.1, "here", 8)]
+    def finish(self) -> Sequence[Sequence[ReplicaReport]]:
+        n_rounds = self.begun.pop(0)
+        del self.waiting[:n_rounds]
+        self.rounds += n_rounds
+        report = ReplicaReport(0, RoundTally(self.rows, float(self.rows), 5.0, True), 0.1, "here", 8)
+        return [[report]] * n_rounds
 
     def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
         assert not self.waiting
@@ -220,7 +224,7 @@ def test_progress_without_a_start_is_read_by_who_knows_none_and_more_than_is_kno
 
 def test_nothing_is_learnt_before_an_epoch_is_over_and_a_start_that_was_judged_is_not_judged_again() -> None:
     class Interrupted(MadeUp):
-        def finish(self) -> Sequence[ReplicaReport]:
+        def finish(self) -> Sequence[Sequence[ReplicaReport]]:
             raise KeyboardInterrupt
 
     loop = begun(Interrupted([0.4, 0.5]), Goal(2, judges_start=True))
@@ -243,6 +247,36 @@ def test_every_round_has_a_seed_of_its_own_and_few_are_under_way() -> None:
     executor = MadeUp([0.5 - number / 100 for number in range(18)])
     trained(executor, Goal(2, validates_averages=True), n_rounds=9)
     assert executor.most_under_way == 1
+
+
+def test_of_rounds_that_are_begun_together_only_the_last_is_saved() -> None:
+    saved: list[tuple[int, int, Parameters]] = []
+
+    class Saver:
+        def offer(self, snapshot: Snapshot) -> None:
+            saved.append((snapshot.rounds_done, snapshot.state["progress"]["round"], snapshot.blocks))
+
+        def flush(self, timeout: float = 60.0) -> None:
+            raise AssertionError("not reached")
+
+    told: list[Any] = []
+    trained(MadeUp(stretch=3), Goal(2), n_rounds=8, tell=told.append, checkpointer=Saver())
+    assert saved == [(3, 3, [3]), (6, 6, [6]), (8, 8, [8]), (11, 3, [11]), (14, 6, [14]), (16, 8, [16])]
+    assert [event["round"] for event in told if event["event"] == "round"] == [*range(1, 9)] * 2
+
+
+def test_training_goes_on_from_any_round_in_stretches() -> None:
+    executor = MadeUp(stretch=3)
+    loop = begun(executor, Goal(1), n_rounds=8)
+    progress = Progress(round=2, rounds_done=2, blocks_at=2).to_dict()
+    identity = Identity({}, (), [])
+    loop.restore(Checkpoint(identity, {"progress": progress, "bounds": [0, 7], "best": None}, 2, (), ()), [2], ())
+    loop.at.totals.rounds, loop.at.totals.rows = 2, 2 * N_ROWS
+    loop.run()
+    assert (loop.result, len(executor.submitted)) == ([8], 6)
+    alone = MadeUp()
+    trained(alone, Goal(1), n_rounds=8)
+    assert [work.step for work in executor.submitted] == [work.step for work in alone.submitted[2:]]
 
 
 def test_rows_that_were_not_trained_exactly_once_are_an_error() -> None:
@@ -270,13 +304,13 @@ def test_parameters_get_a_new_origin_before_their_history_becomes_long() -> None
 class Ahead(MadeUp):
     """Others judge, and rounds are begun meanwhile."""
 
-    def __init__(self, losses: Sequence[float] = (), rows: int = N_ROWS) -> None:
-        super().__init__(losses, rows)
+    def __init__(self, losses: Sequence[float] = (), rows: int = N_ROWS, stretch: int = 1) -> None:
+        super().__init__(losses, rows, stretch)
         self.trained: list[Work] = []
         self.given_up = 0
 
-    def finish(self) -> Sequence[ReplicaReport]:
-        self.trained.append(self.waiting[0])
+    def finish(self) -> Sequence[Sequence[ReplicaReport]]:
+        self.trained += self.waiting[: self.begun[0]]
         return super().finish()
 
     def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
@@ -287,6 +321,7 @@ class Ahead(MadeUp):
     def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
         self.given_up += len(self.waiting)
         self.waiting.clear()
+        self.begun.clear()
         super().restore(parameters, bounds)
 
 
@@ -309,13 +344,16 @@ UNFORESEEN = "a plateau that rises", "two worse epochs of a fall"
 """Where the loss rose by so much that the plateau was left at once."""
 
 
+@pytest.mark.parametrize("stretch", [1, 2, 3])
 @pytest.mark.parametrize("n_rounds", [1, 2, 5])
 @pytest.mark.parametrize("end", ENDS)
-def test_rounds_that_begin_before_their_epoch_is_judged_change_nothing(end: str, n_rounds: int) -> None:
+def test_rounds_that_begin_before_their_epoch_is_judged_or_together_change_nothing(
+    end: str, n_rounds: int, stretch: int
+) -> None:
     losses, goal = ENDS[end]
     more: dict[str, Any] = {"n_rounds": n_rounds, "schedule": StepSchedule("plateau", seed=3)} if goal.plateau else {}
     told: tuple[list[Any], list[Any]] = [], []
-    plain, ahead = MadeUp(losses), Ahead(losses)
+    plain, ahead = MadeUp(losses), Ahead(losses, stretch=stretch)
     expected = trained(plain, goal, tell=told[0].append, **{"n_rounds": n_rounds, **more})
     found = trained(ahead, goal, tell=told[1].append, **{"n_rounds": n_rounds, **more})
     assert [work.step for work in ahead.trained] == [work.step for work in plain.submitted]
@@ -326,7 +364,7 @@ def test_rounds_that_begin_before_their_epoch_is_judged_change_nothing(end: str,
     )
     assert [e for e in told[1] if e["event"] != "round"] == [e for e in told[0] if e["event"] != "round"]
     assert not ahead.waiting
-    assert ahead.given_up == (min(n_rounds, 2) if end in UNFORESEEN else 0)
+    assert ahead.given_up == (min(n_rounds, 3 if stretch == 3 else 2) if end in UNFORESEEN else 0)
 
 
 def test_the_first_rounds_of_the_next_epoch_wait_for_no_judgement() -> None:

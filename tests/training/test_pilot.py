@@ -14,7 +14,7 @@ from dfm.kernels.contract import KernelSpec, RoundTally, Step
 from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
 from dfm.training.automatic import CANDIDATES, RowScale, n_pilot_slices, settled, wants_pilot
-from dfm.training.executor import Metrics, Parameters, nothing
+from dfm.training.executor import Metrics, Parameters, Round, nothing
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.pilot import MARGIN, Pilot
 from dfm.training.plan import RoundPlan
@@ -33,8 +33,11 @@ ROWS = 10
 class Trials:
     """An executor whose rounds have the losses of their step, and whose parameters are the steps that made them."""
 
-    def __init__(self, losses: Mapping[str, float], validated: Mapping[str, float] | None = None) -> None:
-        self.losses, self.validated = losses, validated or {}
+    def __init__(
+        self, losses: Mapping[str, float], validated: Mapping[str, float] | None = None, stretch: int = 1
+    ) -> None:
+        self.losses, self.validated, self.stretch = losses, validated or {}, stretch
+        self.begun: list[int] = []
         self.walked: list[tuple[str, int]] = []
         self.waiting: list[tuple[Work, int]] = []
         self.forks: list[Trials] = []
@@ -45,20 +48,24 @@ class Trials:
         return 1
 
     def fork(self, parameters: Parameters) -> Trials:
-        other = Trials(self.losses, self.validated)
+        other = Trials(self.losses, self.validated, self.stretch)
         other.restore(parameters, self.bounds)
         self.forks.append(other)
         return other
 
-    def submit(self, work: Work, slices: range) -> None:
-        self.waiting.append((work, ROWS * len(slices)))
+    def submit(self, stretch: Sequence[Round]) -> None:
+        self.begun.append(len(stretch))
+        self.waiting += [(work, ROWS * len(slices)) for work, slices in stretch]
         self.most_under_way = max(self.most_under_way, len(self.waiting))
 
     @property
     def under_way(self) -> int:
         return len(self.waiting)
 
-    def finish(self) -> Sequence[ReplicaReport]:
+    def finish(self) -> Sequence[Sequence[ReplicaReport]]:
+        return [self._finished() for _ in range(self.begun.pop(0))]
+
+    def _finished(self) -> Sequence[ReplicaReport]:
         work, rows = self.waiting.pop(0)
         name = NAMES[work.step.learning_rate]
         self.walked.append((name, work.step.seed))
@@ -79,7 +86,11 @@ class Trials:
 
 
 def trained(
-    losses: Mapping[str, float], validated: Mapping[str, float] | None = None, n_slices: int = 6, **pilot: Any
+    losses: Mapping[str, float],
+    validated: Mapping[str, float] | None = None,
+    n_slices: int = 6,
+    stretch: int = 1,
+    **pilot: Any,
 ) -> tuple[TrainingLoop, list[dict[str, Any]]]:
     """A training of two epochs that begins with a pilot, and the pilot's events."""
     told: list[dict[str, Any]] = []
@@ -94,7 +105,7 @@ def trained(
         plan=RoundPlan(n_slices, 2),
         schedule=StepSchedule("constant", seed=3),
         goal=Goal(2),
-        executor=Trials(losses, validated),
+        executor=Trials(losses, validated, stretch),
         manner=Manner(lambda epoch, totals, metrics, n_walks, seconds: {"event": "epoch", "rows": totals.rows}, check),
         n_rows=2 * ROWS * n_slices,
         tell=told.append,
@@ -160,6 +171,17 @@ def test_candidates_are_walked_from_the_same_start_with_the_same_seeds_and_a_thi
 def test_while_one_round_is_waited_for_workers_have_the_next(together: bool) -> None:
     loop, _ = trained(dict.fromkeys(STEPS, 0.5), n_slices=9, together=together)
     assert {fork.most_under_way for fork in loop.executor.forks} == {2}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("stretch", [2, 3, 4, 9])
+def test_rounds_that_are_begun_together_change_nothing(stretch: int, together: bool, late: bool) -> None:
+    losses, validated = {"default": 0.5, "cautious": 0.6, "bold": 0.3}, {"default": 0.4, "bold": 0.3, "cautious": 0.1}
+    how: dict[str, Any] = {"n_slices": 9, "together": together, "is_late": late}
+    alone, told_alone = trained(losses, validated if late else None, **how)
+    loop, told = trained(losses, validated if late else None, **how, stretch=stretch)
+    assert (loop.result, loop.at.history, told) == (alone.result, alone.at.history, told_alone)
 
 
 def test_what_does_not_fit_the_memory_side_by_side_is_walked_again() -> None:

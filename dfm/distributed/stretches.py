@@ -1,0 +1,35 @@
+"""Rounds of few rows, several in one task: a worker trains all replicas in its threads, and nothing travels between.
+
+A round is a few tasks of Dask, whose messages cost processors as much time as some ten thousand rows do. Where all
+workers are on this machine they share its processors, so that one of them can do the work of all; and a stretch of
+rounds is, like each of them, a function of parameters and rows, which is computed again where a worker is lost.
+"""
+
+from __future__ import annotations
+
+from dfm.distributed.cluster.remote import least_memory
+from dfm.distributed.prepare import Prepared
+from dfm.distributed.run import Run
+from dfm.training.backends import NUMBA
+
+_MOST_ROWS = 1 << 20
+"""Rows of a stretch, a third of a second of two processors: checkpoints, and a word to stop, wait for its end."""
+_MOST_BYTES = 1 << 29
+"""Partitions that are sent to the worker, once in a training: larger ones take longer than is gained."""
+_PART_OF_MEMORY = 4
+"""The part of the worker's memory that they take at most."""
+_ENTRY, _ROW = 8, 12
+"""Bytes of an entry, its index and value, and of a row beside its entries, at most."""
+
+
+def rounds_together(run: Run, prepared: Prepared, n_blocks: int) -> int:
+    """Rounds that are best begun together; 1: each is tasks of its own. n_blocks: of the table."""
+    plan, account = run.inputs.plan, prepared.account
+    if n_blocks > 1 or not run.shares_disk or run.choice.backend is not NUMBA:
+        return 1
+    n_entries = account.entries.n_entries / max(account.entries.n_rows, 1) * account.accepted
+    n_bytes, memory = _ENTRY * n_entries + _ROW * account.accepted, least_memory(run.client)
+    if n_bytes > min(_MOST_BYTES, memory // _PART_OF_MEMORY if memory else _MOST_BYTES):
+        return 1
+    rows_of_round = max(1, account.accepted * plan.longest_round // plan.n_slices)
+    return max(1, min(_MOST_ROWS // rows_of_round, plan.n_slices))

@@ -1,0 +1,137 @@
+"""Rounds that one task trains together: the same bytes as of rounds that are tasks of their own, however it goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+
+from dfm import jobs
+from dfm.data.accounting import RowAccount
+from dfm.data.hashed_rows import EntrySums
+from dfm.distributed import checkpointing, loops, stretches
+from dfm.errors import RunCancelled
+from dfm.kernels.families.registry import FAMILIES
+from dfm.training import rounds
+from dfm.training.backends import CUPY, NUMBA
+from dfm.training.plan import RoundPlan
+from tests.support.small_jobs import job_tables, stop_after
+
+Patch = pytest.MonkeyPatch
+
+
+def together(monkeypatch: Patch, n_rounds: int) -> None:
+    """Let trainings begin so many rounds together."""
+    monkeypatch.setattr(loops, "rounds_together", lambda _run, _prepared, _n_blocks: n_rounds)
+
+
+def tables_of(log: Path, folder: Path, model: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
+    knobs = {"backend": "numba", "averages_per_epoch": 5, "later_averages": 5, **training}
+    return job_tables(log, folder, model={"n_factors": 4, **(model or {})}, training=knobs)
+
+
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    **{family: ({"family": family}, {}) for family in FAMILIES},
+    "ftrl": ({}, {"optimizer": "ftrl"}),
+    "adam": ({}, {"optimizer": "adam", "merge": "mean", "outer_momentum": 0.5, "n_replicas": 5}),
+    "halved": ({}, {"wire_dtype": "bfloat16"}),
+    "pilot": ({}, {"averages_per_epoch": "auto", "later_averages": "auto", "n_replicas": 2, "tune": "pilot"}),
+    "several": ({"n_models": 2}, {}),
+}
+"""Settings of models and of training."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rounds_together_give_the_bytes_of_rounds_apart_on_any_workers(
+    way: str, log: Path, client: Client, two_workers: Client, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    model, training = WAYS[way]
+    expected = jobs.train(tables_of(log, tmp_path / "apart", model, **training), client)
+    for n_rounds, cluster in ((2, client), (3, two_workers)):
+        together(monkeypatch, n_rounds)
+        told: list[dict[str, Any]] = []
+        tables = tables_of(log, tmp_path / f"of {n_rounds}", model, **training)
+        result = jobs.train(tables, cluster, on_event=told.append)
+        assert result.parameters_sha256 == expected.parameters_sha256
+        seen = [(event["epoch"], event["round"]) for event in told if event["event"] == "round" and "seed" not in event]
+        assert seen == sorted(set(seen))
+        assert all(event["training_seconds"] <= event["seconds"] for event in told if event["event"] == "epoch")
+
+
+def test_a_stop_within_a_stretch_costs_no_more_than_that(
+    log: Path, client: Client, two_workers: Client, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """And whoever goes on may begin other rounds together than who was stopped."""
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
+    expected = jobs.train(tables_of(log, tmp_path / "whole"), client)
+    tables = tables_of(log, tmp_path / "parts")
+    for n_rounds, stop in ((2, 3), (3, 2), (1, 1)):
+        together(monkeypatch, n_rounds)
+        with pytest.raises(RunCancelled):
+            jobs.train(tables, two_workers, on_event=stop_after(stop))
+    together(monkeypatch, 4)
+    told: list[dict[str, Any]] = []
+    assert jobs.train(tables, two_workers, on_event=told.append).parameters_sha256 == expected.parameters_sha256
+    (resumed,) = (event for event in told if event["event"] == "resumed")
+    assert (resumed["epoch"], resumed["round"]) == (2, 4), "4 of which 3 were told, then 1 and 3, then 1"
+
+
+def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_else(
+    log: Path, client: Client, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    expected = jobs.train(tables_of(log, tmp_path / "apart", n_epochs=3), client)
+    mark, train_replicas = tmp_path / "killed", rounds.train_replicas
+
+    def kills_once(work: Any, first: int, numbers: range, *others: Any) -> Any:
+        if numbers.start == 3 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_replicas(work, first, numbers, *others)
+
+    together(monkeypatch, 5)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=0) as cluster,
+        Client(cluster, set_as_default=False) as processes,
+    ):
+        processes.run(_replace, kills_once)
+        result = jobs.train(tables_of(log, tmp_path / "killed once", n_epochs=3), processes)
+    assert mark.exists()
+    assert result.parameters_sha256 == expected.parameters_sha256
+
+
+def _replace(function: Any) -> None:
+    rounds.train_replicas = function
+
+
+def _together(n_blocks: int = 1, memory: int = 0, **changes: Any) -> int:
+    """The rule for a million rows of 39 entries, eight rounds in the first epoch and four in others."""
+    facts: dict[str, Any] = {"rows": 1_000_000, "shares_disk": True, "backend": NUMBA, **changes}
+    rows = facts["rows"]
+    run: Any = types.SimpleNamespace(
+        inputs=types.SimpleNamespace(plan=RoundPlan(8, 4)),
+        shares_disk=facts["shares_disk"],
+        choice=types.SimpleNamespace(backend=facts["backend"]),
+        client=memory,
+    )
+    account = RowAccount(accepted=rows, entries=EntrySums(rows, 39 * rows, 0.0, rows))
+    prepared: Any = types.SimpleNamespace(account=account)
+    return stretches.rounds_together(run, prepared, n_blocks)
+
+
+def test_only_few_rows_on_one_machine_are_trained_in_stretches(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(stretches, "least_memory", lambda client: client)
+    assert _together() == 4, "a million rows"
+    assert _together(rows=1_000) == 8, "no more than there are"
+    assert _together(rows=300_000) == 8
+    assert _together(rows=1_600_000) == 2
+    assert _together(rows=20_000_000) == 1, "a round is long enough"
+    assert _together(n_blocks=2) == 1, "a large table"
+    assert _together(shares_disk=False) == 1, "other machines"
+    assert _together(backend=CUPY) == 1, "a GPU adds up by itself"
+    assert _together(memory=1 << 30) == 1, "312 MB of rows are more than a fourth of a worker's memory"
+    assert _together(memory=2 << 30) == 4
