@@ -1,4 +1,4 @@
-"""Rounds of few rows, several in one task: a worker trains all replicas in its threads, and nothing travels between.
+"""Short rounds, several in one task: a worker trains all replicas in its threads, and nothing travels between.
 
 A round is a few tasks of Dask, whose messages cost processors as much time as some ten thousand rows do. Where all
 workers are on this machine they share its processors, so that one of them can do the work of all; and a stretch of
@@ -12,8 +12,8 @@ from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Run
 from dfm.training.backends import NUMBA
 
-_MOST_ROWS = 1 << 20
-"""Rows of a stretch, a third of a second of two processors: checkpoints, and a word to stop, wait for its end."""
+_MOST_NUMBERS = 1 << 30
+"""Parameters that the entries of a stretch have: a few tenths of a second, which checkpoints and a word to stop wait."""
 _MOST_BYTES = 1 << 29
 """Partitions that are sent to the worker, once in a training: larger ones take longer than is gained."""
 _PART_OF_MEMORY = 4
@@ -31,5 +31,7 @@ def rounds_together(run: Run, prepared: Prepared, n_blocks: int) -> int:
     n_bytes, memory = _ENTRY * n_entries + _ROW * account.accepted, least_memory(run.client)
     if n_bytes > min(_MOST_BYTES, memory // _PART_OF_MEMORY if memory else _MOST_BYTES):
         return 1
-    rows_of_round = max(1, account.accepted * plan.longest_round // plan.n_slices)
-    return max(1, min(_MOST_ROWS // rows_of_round, plan.n_slices))
+    layout = run.work.layout
+    per_feature = layout.n_numbers(1, 1, 0) - layout.n_numbers(0, 0, 0)
+    of_a_round = max(1.0, n_entries * per_feature * plan.longest_round / plan.n_slices)
+    return max(1, min(int(_MOST_NUMBERS / of_a_round), plan.n_slices))

@@ -16,6 +16,7 @@ from dfm.data.accounting import RowAccount
 from dfm.data.hashed_rows import EntrySums
 from dfm.distributed import checkpointing, loops, stretches
 from dfm.errors import RunCancelled
+from dfm.kernels.contract import KernelSpec
 from dfm.kernels.families.registry import FAMILIES
 from dfm.training import rounds
 from dfm.training.backends import CUPY, NUMBA
@@ -110,10 +111,11 @@ def _replace(function: Any) -> None:
 
 def _together(n_blocks: int = 1, memory: int = 0, **changes: Any) -> int:
     """The rule for a million rows of 39 entries, eight rounds in the first epoch and four in others."""
-    facts: dict[str, Any] = {"rows": 1_000_000, "shares_disk": True, "backend": NUMBA, **changes}
+    facts: dict[str, Any] = {"rows": 1_000_000, "n_factors": 8, "shares_disk": True, "backend": NUMBA, **changes}
     rows = facts["rows"]
     run: Any = types.SimpleNamespace(
         inputs=types.SimpleNamespace(plan=RoundPlan(8, 4)),
+        work=types.SimpleNamespace(layout=KernelSpec("logistic", "adagrad", facts["n_factors"]).layout),
         shares_disk=facts["shares_disk"],
         choice=types.SimpleNamespace(backend=facts["backend"]),
         client=memory,
@@ -123,15 +125,16 @@ def _together(n_blocks: int = 1, memory: int = 0, **changes: Any) -> int:
     return stretches.rounds_together(run, prepared, n_blocks)
 
 
-def test_only_few_rows_on_one_machine_are_trained_in_stretches(monkeypatch: Patch) -> None:
+def test_only_short_rounds_on_one_machine_are_trained_in_stretches(monkeypatch: Patch) -> None:
     monkeypatch.setattr(stretches, "least_memory", lambda client: client)
-    assert _together() == 4, "a million rows"
+    assert _together() == 6, "a million rows"
+    assert _together(n_factors=32) == 1, "a round is long enough"
     assert _together(rows=1_000) == 8, "no more than there are"
     assert _together(rows=300_000) == 8
-    assert _together(rows=1_600_000) == 2
+    assert _together(rows=1_600_000) == 3
     assert _together(rows=20_000_000) == 1, "a round is long enough"
     assert _together(n_blocks=2) == 1, "a large table"
     assert _together(shares_disk=False) == 1, "other machines"
     assert _together(backend=CUPY) == 1, "a GPU adds up by itself"
     assert _together(memory=1 << 30) == 1, "312 MB of rows are more than a fourth of a worker's memory"
-    assert _together(memory=2 << 30) == 4
+    assert _together(memory=2 << 30) == 6
