@@ -13,7 +13,7 @@ from dfm.distributed.run import Run
 from dfm.training.backends import NUMBA
 
 _MOST_NUMBERS = 1 << 30
-"""Parameters that the entries of a stretch have: a few tenths of a second, which checkpoints and a word to stop wait."""
+"""Parameters of the entries of a stretch: a few tenths of a second, which checkpoints and a word to stop wait."""
 _MOST_BYTES = 1 << 29
 """Partitions that are sent to the worker, once in a training: larger ones take longer than is gained."""
 _PART_OF_MEMORY = 4
