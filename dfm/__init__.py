@@ -112,6 +112,8 @@ solver
     The way to parameters: steps down gradients (`sgd`), least squares (`als`), draws (`mcmc`).
 step
     One update of the parameters that a row touches, and the rates and penalties that it obeys.
+stretch
+    Short rounds in a row that one task trains, all replicas in threads of one worker.
 table
     All parameters with their optimizer state, features by falling frequency; only the first ones own factors.
 tally
