@@ -326,7 +326,7 @@ class TrainingLoop:
                 self.tell(event)
 
     def _round_event(self) -> Event:
-        """How far this epoch is."""
+        """The event that tells how far this epoch is."""
         totals = self.at.totals
         return {
             "event": "round",
