@@ -14,7 +14,7 @@ from dfm.distributed.calibrating import share_apart
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.exact import at_first_block, exact_loop
 from dfm.distributed.executor import DaskExecutor
-from dfm.distributed.prepare import Prepared
+from dfm.distributed.prepare import Prepared, brought_together
 from dfm.distributed.run import Run
 from dfm.distributed.stretches import rounds_together
 from dfm.distributed.tuning import tuned
@@ -88,6 +88,7 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
         return exact_loop(run, prepared, checkpointer)
     training, objective, unit = run.job.training, run.order.objective, prepared.reading.units.label
     bounds, cuts_pushes = start.cut_table(run, prepared.summary)
+    stretch = 1 if training.validate == "average" else rounds_together(run, prepared, len(bounds) - 1)
     found = tuned(run, prepared)
     return TrainingLoop(
         work=dataclasses.replace(
@@ -112,12 +113,12 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
         ),
         executor=DaskExecutor(
             run.watch,
-            prepared.replicas,
+            prepared.replicas if stretch == 1 else brought_together(run, prepared, run.number),
             prepared.validation,
             bounds=bounds,
             cuts_pushes=cuts_pushes,
             resources=run.choice.resources,
-            stretch=1 if training.validate == "average" else rounds_together(run, prepared, len(bounds) - 1),
+            stretch=stretch,
             home=run.number,
         ),
         manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_finite, objective)),

@@ -342,13 +342,28 @@ def _build_partitions(
 
 def _of_own_rows(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:
     """Partitions of every replica, of the rows that the plan gives it."""
-    plan, addresses = run.inputs.plan, run.watch.addresses()
+    addresses, n_replicas = run.watch.addresses(), run.inputs.plan.n_replicas
+    near = [home_of(number, n_replicas, addresses) for number in range(n_replicas)]
+    return [_replica(run, reading, vocabulary, key, number, near[number]) for number in range(n_replicas)]
+
+
+def _replica(run: Run, reading: Reading, vocabulary: Future, key: str, number: int, near: str) -> Future:
+    plan = run.inputs.plan
+    deal = plan.n_slices, (plan.seed, number)
+    return run.watch.submit(build_partition, reading, plan.replicas[number], *deal, vocabulary, key, near=near)
+
+
+def brought_together(run: Run, prepared: Prepared, home: int) -> list[Future]:
+    """The partitions of every replica on the worker of this number, of several on this machine: it opens the files that
+    others have written.
+    """
+    if run.work.spec.is_paired:
+        return prepared.replicas
+    addresses, n_replicas = run.watch.addresses(), run.inputs.plan.n_replicas
+    near, how = addresses[home % len(addresses)], (prepared.reading, prepared.vocabulary, prepared.vocabulary_key)
     return [
-        run.watch.submit(
-            *(build_partition, reading, plan.replicas[r], plan.n_slices, (plan.seed, r), vocabulary, key),
-            near=home_of(r, plan.n_replicas, addresses),
-        )
-        for r in range(plan.n_replicas)
+        replica if home_of(number, n_replicas, addresses) == near else _replica(run, *how, number, near)
+        for number, replica in enumerate(prepared.replicas)
     ]
 
 

@@ -15,9 +15,9 @@ from dfm.training.backends import NUMBA
 _MOST_NUMBERS = 1 << 30
 """Parameters of the entries of a stretch: a few tenths of a second, which checkpoints and a word to stop wait."""
 _MOST_BYTES = 1 << 29
-"""Partitions that are sent to the worker, once in a training: larger ones take longer than is gained."""
+"""Partitions of all replicas: of so many rows the messages are a small part."""
 _PART_OF_MEMORY = 4
-"""The part of the worker's memory that they take at most."""
+"""The part of a worker's memory that they take at most, where they are no files."""
 _ENTRY, _ROW = 8, 12
 """Bytes of an entry, its index and value, and of a row beside its entries, at most."""
 

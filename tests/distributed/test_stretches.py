@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster
 
 from dfm import jobs
 from dfm.data.accounting import RowAccount
 from dfm.data.hashed_rows import EntrySums
-from dfm.distributed import checkpointing, loops, stretches
+from dfm.distributed import checkpointing, loops, prepare, stretches
 from dfm.errors import RunCancelled
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.families.registry import FAMILIES
@@ -33,7 +33,8 @@ def together(monkeypatch: Patch, n_rounds: int) -> None:
 
 def tables_of(log: Path, folder: Path, model: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
     knobs = {"backend": "numba", "averages_per_epoch": 5, "later_averages": 5, **training}
-    return job_tables(log, folder, model={"n_factors": 4, **(model or {})}, training=knobs)
+    schema = {"group": "C2", "categorical": ["C1", "C3"]} if (model or {}).get("loss") == "bpr" else {}
+    return job_tables(log, folder, model={"n_factors": 4, **(model or {})}, training=knobs, schema=schema)
 
 
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -43,6 +44,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "halved": ({}, {"wire_dtype": "bfloat16"}),
     "pilot": ({}, {"averages_per_epoch": "auto", "later_averages": "auto", "n_replicas": 2, "tune": "pilot"}),
     "several": ({"n_models": 2}, {}),
+    "pairs": ({"loss": "bpr"}, {}),
 }
 """Settings of models and of training."""
 
@@ -62,6 +64,26 @@ def test_rounds_together_give_the_bytes_of_rounds_apart_on_any_workers(
         seen = [(event["epoch"], event["round"]) for event in told if event["event"] == "round" and "seed" not in event]
         assert seen == sorted(set(seen))
         assert all(event["training_seconds"] <= event["seconds"] for event in told if event["event"] == "epoch")
+
+
+def test_the_rows_of_a_stretch_lie_on_one_worker_before_it_begins(
+    log: Path, two_workers: Client, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    brought: list[Future] = []
+
+    def bring(*arguments: Any) -> list[Future]:
+        brought.extend(prepare.brought_together(*arguments))
+        return brought
+
+    def look(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            places.update(worker for workers in two_workers.who_has(brought).values() for worker in workers)
+
+    together(monkeypatch, 5)
+    monkeypatch.setattr(loops, "brought_together", bring)
+    places: set[str] = set()
+    jobs.train(tables_of(log, tmp_path, n_epochs=1), two_workers, on_event=look)
+    assert (len(brought), len(places)) == (3, 1)
 
 
 def test_a_stop_within_a_stretch_costs_no_more_than_that(
