@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.data.encoding import NOT_FINITE, Problem
 from dfm.data.hashed_rows import EntrySums
 from dfm.data.labels import advice
 from dfm.data.parquet import Batch
+from dfm.data.row_checks import NOT_FINITE, Problem
 from dfm.errors import DataError
 
 _LEAVE_OUT = (

@@ -15,15 +15,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data import canonical, hashing, labels
-from dfm.data.arrow_types import NOT_NUMERIC, from_integers, is_list, is_text, plain, refusal, shown
+from dfm.data import hashing
+from dfm.data.arrow_types import from_integers, is_list, plain
 from dfm.data.coded_rows import CodedColumns, count_codes
-from dfm.data.derive import derive, without_missing
+from dfm.data.columns import LARGEST, Flags, Floats, feature_column, parse_numbers
+from dfm.data.derive import without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
 from dfm.data.known_tables import MOST_CODES, KnownTables
 from dfm.data.lists import Lists, lists_of
-from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
+from dfm.data.row_checks import NOT_FINITE, Problem, RowCheck
+from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.small_numbers import are_looked_up, small_number_indices
+from dfm.data.targets import checked_labels, checked_weights
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, standardized
 from dfm.data.vocabulary import FeatureTally
 from dfm.errors import DataError
@@ -32,23 +35,6 @@ _CROSS_BITS = 30
 """Columns of a cross are hashed to this many bits, whatever the model's hash_bits, so that crosses rarely collide."""
 _NO_FLOATS = np.zeros(0, np.float32)
 _NO_FIELDS = np.zeros(0, np.uint16)
-LARGEST = float(np.finfo(np.float32).max)
-"""Numbers that are trained on as they are (labels, weights, columns as values) are float32."""
-NOT_FINITE = "not finite"
-"""Reason that a row is bad: NaN or infinity stands for a feature."""
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Rows rejected for one reason: how many, and the first of them (row number within the batch, value as text)."""
-
-    column: str
-    reason: str
-    count: int
-    first_row: int
-    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,35 +68,6 @@ class _Column:
     offsets: NDArray[np.int64] | None = None
     counted: tuple[NDArray[np.uint32], NDArray[np.uint32]] | None = None
     table: NDArray[np.uint32] | None = None
-
-
-@dataclass(slots=True)
-class _Check:
-    """Collects which rows are bad, each counted under the first problem found."""
-
-    n_rows: int
-    bad: Flags = field(init=False)
-    problems: list[Problem] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.bad = np.zeros(self.n_rows, np.bool_)
-
-    def reject(self, rows: Flags, column: str, reason: str, array: pa.Array) -> None:
-        """Rows (bool[n_rows]) are bad for this reason; `array` holds the values, for the message."""
-        if not rows.any():
-            return
-        fresh = rows & ~self.bad
-        if not fresh.any():
-            return
-        first = int(np.flatnonzero(fresh)[0])
-        self.problems.append(Problem(column, reason, int(fresh.sum()), first, shown(array[first])[:80]))
-        self.bad |= fresh
-
-    def narrowed(self, values: Floats, column: str, reason: str, array: pa.Array) -> NDArray[np.float32]:
-        """The values as float32; rows whose value does not fit are bad, and hold 0."""
-        too_large = ~(np.abs(values) <= LARGEST)
-        self.reject(too_large, column, f"{reason} for a 32-bit number", array)
-        return np.where(too_large, 0.0, values).astype(np.float32)
 
 
 def encode_batch(
@@ -185,10 +142,10 @@ def _begun(
     known: KnownTables | None = None,
 ) -> tuple[_BatchColumns, NDArray[np.float32], NDArray[np.float32]]:
     """A batch whose columns are to be encoded, its labels and its weights."""
-    check = _Check(data.num_rows)
+    check = RowCheck(data.num_rows)
     labels, weights = np.zeros(data.num_rows, np.float32), _NO_FLOATS
     if task is not None:
-        labels, weights = _labels(data, schema, task, check), _weights(data, schema, check)
+        labels, weights = checked_labels(data, schema, task, check), checked_weights(data, schema, check)
     return _BatchColumns(data, schema, hash_bits, statistics, check, known), labels, weights
 
 
@@ -205,30 +162,13 @@ def _amounts(codes: NDArray[np.uint16], n_codes: int) -> NDArray[np.uint32]:
     return found.astype(np.uint32)
 
 
-def labels_of(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> tuple[NDArray[np.float32], Flags]:
-    """Labels float32[n_rows], and which are sound, bool[n_rows]; no other column is looked at."""
-    check = _Check(data.num_rows)
-    found = _labels(data, schema, task, check)
-    return found, ~check.bad
-
-
-def teaching_rows(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> Flags:
-    """Rows that may be trained on as far as label and weight say, bool[n_rows]: both are sound, and it weighs anything;
-    no other column is looked at.
-    """
-    check = _Check(data.num_rows)
-    _labels(data, schema, task, check)
-    weights = _weights(data, schema, check)
-    return ~check.bad & (weights > 0) if weights.size else ~check.bad
-
-
 @dataclass(slots=True)
 class _BatchColumns:
     data: pa.RecordBatch
     schema: ResolvedSchema
     hash_bits: int
     statistics: Mapping[str, NumberStatistics]
-    check: _Check
+    check: RowCheck
     known: KnownTables | None = None
     """Tables of batches before; None: columns are not coded."""
     numbers: dict[str, tuple[Floats, Flags]] = field(default_factory=dict)
@@ -483,25 +423,6 @@ def _ragged(column: _Column) -> _Ragged:
     return _Ragged(column.indices, values, np.arange(n + 1) if column.offsets is None else column.offsets)
 
 
-def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> tuple[pa.Array, Flags | None]:
-    """A column of the data without texts that mean a missing value, or one that the schema derives.
-
-    Of a derived one, which rows hold text that is no moment, bool[n]; else None.
-    """
-    derived = next((entry for entry in schema.derived if entry.name == name), None)
-    if derived is None:
-        array = without_missing(data.column(name), schema.missing)
-        return canonical.integer_texts(array) if name in schema.integers else array, None
-    return derive(derived, {source: without_missing(data.column(source), schema.missing) for source in derived.columns})
-
-
-def number_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> Floats:
-    """The numbers of a column that are there and can be learnt from, float64[at most n]."""
-    array, _ = feature_column(data, name, schema)
-    values, present, unparsed = parse_numbers(array, name, schema.numbers)
-    return values[present & ~unparsed & (np.abs(values) <= LARGEST)]
-
-
 def dense_entries(
     matrix: NDArray[np.float32],
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.float32]]:
@@ -509,84 +430,6 @@ def dense_entries(
     there = matrix != 0
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(there.sum(axis=1, dtype=np.int64))])
     return offsets, np.nonzero(there)[1].astype(np.uint32), matrix[there]
-
-
-def parse_numbers(array: pa.Array, column: str, form: str = SHORTEST) -> tuple[Floats, Flags, Flags]:
-    """Numbers float64[n] (0 where missing), which are present, and which rows hold text that is no number.
-
-    Text is parsed once per distinct value; empty text is missing. form: the model's form of numbers.
-    """
-    values, present, unparsed = _parse_numbers(array, column, form)
-    return values if form == WIDENED else canonical.shortest(values), present, unparsed
-
-
-def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
-    array = plain(array)
-    kind = array.type
-    if pa.types.is_null(kind):
-        return np.zeros(len(array)), np.zeros(len(array), np.bool_), np.zeros(len(array), np.bool_)
-    if is_text(kind):
-        array = array.dictionary_encode()
-    if pa.types.is_dictionary(array.type):
-        values, present, unparsed = _parse_distinct(array.dictionary, column, form)
-        places = hashing.gather_codes(np.arange(len(values) + 1, dtype=np.uint32), array.indices)
-        return np.append(values, 0.0)[places], np.append(present, False)[places], np.append(unparsed, False)[places]
-    types = pa.types
-    if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)):
-        raise refusal(kind, column, NOT_NUMERIC)
-    if pa.types.is_boolean(kind):
-        array = array.cast(pa.int8())
-    present = np.ones(len(array), np.bool_) if not array.null_count else array.is_valid().to_numpy(False)
-    if pa.types.is_decimal(kind):
-        array = canonical.decimal_numbers(array, form)
-    elif not pa.types.is_floating(kind):
-        array = array.cast(pa.float64(), safe=False)
-    return canonical.widened(array, form), present, np.zeros(len(array), np.bool_)
-
-
-def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
-    distinct = plain(distinct)
-    if not is_text(distinct.type):
-        return _parse_numbers(distinct, column, form)
-    texts = distinct.cast(pa.large_binary()).to_pylist()
-    values, unparsed = np.zeros(len(texts)), np.zeros(len(texts), np.bool_)
-    present = np.array([text is not None and text.strip() != b"" for text in texts], np.bool_)
-    for i in np.flatnonzero(present):
-        try:
-            values[i] = float(texts[i])
-        except ValueError:
-            unparsed[i] = True
-        # Python reads 1_000 as a number; no log means it so.
-        unparsed[i] |= b"_" in texts[i]
-    return values, present, unparsed
-
-
-def _labels(data: pa.RecordBatch, schema: ResolvedSchema, task: str, check: _Check) -> NDArray[np.float32]:
-    """Labels float32[n_rows]."""
-    array = without_missing(data.column(schema.label), schema.missing)
-    if schema.label_positive:
-        positive, missing = labels.positive_rows(array, schema.label_positive, schema.label)
-        check.reject(missing, schema.label, "label is missing", array)
-        return positive.astype(np.float32)
-    values, present, unparsed = parse_numbers(array, schema.label, schema.numbers)
-    check.reject(~present, schema.label, "label is missing", array)
-    check.reject(unparsed, schema.label, labels.NO_NUMBER, array)
-    check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
-    wrong, reason = labels.illegal(values, task)
-    check.reject(wrong, schema.label, reason, array)
-    return check.narrowed(values, schema.label, "label is too large", array)
-
-
-def _weights(data: pa.RecordBatch, schema: ResolvedSchema, check: _Check) -> NDArray[np.float32]:
-    """Weights float32[n_rows]; empty where the data has none."""
-    if not (column := schema.weight):
-        return _NO_FLOATS
-    array = without_missing(data.column(column), schema.missing)
-    values, present, unparsed = parse_numbers(array, column, schema.numbers)
-    check.reject(~present | unparsed, column, "weight is missing or not a number", array)
-    check.reject(~np.isfinite(values), column, "weight is not finite", array)
-    check.reject(values < 0, column, "weight is negative", array)
-    return check.narrowed(values, column, "weight is too large", array)
 
 
 def _assemble(

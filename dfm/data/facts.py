@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.data.arrow_types import as_moments, decoded, is_moment, plain, storage_type, type_of_moments
-from dfm.data.encoding import parse_numbers
+from dfm.data.columns import parse_numbers
 from dfm.data.footers import Columns, columns_of
 from dfm.data.lists import lists_of
 from dfm.data.parquet import Shard, Unit, read_unit

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.bucketing import wants_quantiles
-from dfm.data.encoding import number_column
+from dfm.data.columns import number_column
 from dfm.data.parquet import BATCH_ROWS, Batch, Unit, naming_shard
 from dfm.data.reading import Reading, teaching_batches
 from dfm.data.schema import ResolvedSchema

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from dfm.data.derive import without_missing
 from dfm.data.draw import Draw, Sampling
-from dfm.data.encoding import labels_of, teaching_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.schema import ResolvedSchema
+from dfm.data.targets import labels_of, teaching_rows
 from dfm.data.time_split import at_or_after
 from dfm.data.transforms import NumberStatistics
 from dfm.data.units import RowUnits

@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data.arrow_types import column_kind, flat, without_views
-from dfm.data.encoding import Encoded, encode_batch, number_column
+from dfm.data.columns import number_column
+from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.footers import Columns, resolve_told
 from dfm.data.hashed_rows import HashedRows, concatenate_rows
 from dfm.data.matrices import (

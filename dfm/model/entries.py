@@ -17,8 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data.arrow_types import root_of
-from dfm.data.encoding import Encoded, Problem, encode_batch
+from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashed_rows import HashedRows
+from dfm.data.row_checks import Problem
 from dfm.data.row_encoder import NotPlain, RowEncoder
 from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import Field, ResolvedSchema

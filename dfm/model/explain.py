@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dfm.data.columns import feature_column
 from dfm.data.derive import without_missing
-from dfm.data.encoding import feature_column
 from dfm.data.lists import lists_of
 from dfm.data.matrices import is_vector
 from dfm.data.schema import CROSS_SIGN

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dfm.data import hashing
 from dfm.data.arrow_types import plain
-from dfm.data.encoding import feature_column, parse_numbers
+from dfm.data.columns import feature_column, parse_numbers
 from dfm.data.lists import lists_of
 from dfm.data.schema import Field
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS

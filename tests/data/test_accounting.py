@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from dfm.data.accounting import LabelMoments, Rejection, RowAccount, bad_row_message, rejections_of
-from dfm.data.encoding import Problem
 from dfm.data.parquet import Batch, Shard
+from dfm.data.row_checks import Problem
 from dfm.errors import DataError
 
 BAD = Rejection("day=1/a.parquet", 3, "label", "label is missing", 2, 17, "None")

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfm.data.arrow_types import column_kind, flat
-from dfm.data.encoding import encode_batch, parse_numbers
+from dfm.data.columns import parse_numbers
+from dfm.data.encoding import encode_batch
 from dfm.data.guess import guess
 from dfm.data.hashing import hash_category
 from dfm.data.lists import lists_of

@@ -23,7 +23,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dfm.data import canonical, row_encoder
-from dfm.data.encoding import parse_numbers
+from dfm.data.columns import parse_numbers
 from dfm.data.number_sketches import merge_sketches, sketch_values
 from dfm.data.parquet import Unit, find_shards, read_unit
 from dfm.data.row_encoder import MOST_ROWS

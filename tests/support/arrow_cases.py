@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from dfm.data.arrow_types import column_kind
-from dfm.data.encoding import parse_numbers
+from dfm.data.columns import parse_numbers
 from dfm.data.hashing import hash_category
 from dfm.data.schema import infer
 from dfm.errors import DataError

@@ -1,0 +1,86 @@
+"""One column of a batch, as it is read: without what means a missing value, derived from others, or as numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dfm.data import canonical, hashing
+from dfm.data.arrow_types import NOT_NUMERIC, is_text, plain, refusal
+from dfm.data.derive import derive, without_missing
+from dfm.data.schema import SHORTEST, WIDENED, ResolvedSchema
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Numbers that are trained on as they are (labels, weights, columns as values) are float32."""
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> tuple[pa.Array, Flags | None]:
+    """A column of the data without texts that mean a missing value, or one that the schema derives.
+
+    Of a derived one, which rows hold text that is no moment, bool[n]; else None.
+    """
+    derived = next((entry for entry in schema.derived if entry.name == name), None)
+    if derived is None:
+        array = without_missing(data.column(name), schema.missing)
+        return canonical.integer_texts(array) if name in schema.integers else array, None
+    return derive(derived, {source: without_missing(data.column(source), schema.missing) for source in derived.columns})
+
+
+def number_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> Floats:
+    """The numbers of a column that are there and can be learnt from, float64[at most n]."""
+    array, _ = feature_column(data, name, schema)
+    values, present, unparsed = parse_numbers(array, name, schema.numbers)
+    return values[present & ~unparsed & (np.abs(values) <= LARGEST)]
+
+
+def parse_numbers(array: pa.Array, column: str, form: str = SHORTEST) -> tuple[Floats, Flags, Flags]:
+    """Numbers float64[n] (0 where missing), which are present, and which rows hold text that is no number.
+
+    Text is parsed once per distinct value; empty text is missing. form: the model's form of numbers.
+    """
+    values, present, unparsed = _parse_numbers(array, column, form)
+    return values if form == WIDENED else canonical.shortest(values), present, unparsed
+
+
+def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
+    array = plain(array)
+    kind = array.type
+    if pa.types.is_null(kind):
+        return np.zeros(len(array)), np.zeros(len(array), np.bool_), np.zeros(len(array), np.bool_)
+    if is_text(kind):
+        array = array.dictionary_encode()
+    if pa.types.is_dictionary(array.type):
+        values, present, unparsed = _parse_distinct(array.dictionary, column, form)
+        places = hashing.gather_codes(np.arange(len(values) + 1, dtype=np.uint32), array.indices)
+        return np.append(values, 0.0)[places], np.append(present, False)[places], np.append(unparsed, False)[places]
+    types = pa.types
+    if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)):
+        raise refusal(kind, column, NOT_NUMERIC)
+    if pa.types.is_boolean(kind):
+        array = array.cast(pa.int8())
+    present = np.ones(len(array), np.bool_) if not array.null_count else array.is_valid().to_numpy(False)
+    if pa.types.is_decimal(kind):
+        array = canonical.decimal_numbers(array, form)
+    elif not pa.types.is_floating(kind):
+        array = array.cast(pa.float64(), safe=False)
+    return canonical.widened(array, form), present, np.zeros(len(array), np.bool_)
+
+
+def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
+    distinct = plain(distinct)
+    if not is_text(distinct.type):
+        return _parse_numbers(distinct, column, form)
+    texts = distinct.cast(pa.large_binary()).to_pylist()
+    values, unparsed = np.zeros(len(texts)), np.zeros(len(texts), np.bool_)
+    present = np.array([text is not None and text.strip() != b"" for text in texts], np.bool_)
+    for i in np.flatnonzero(present):
+        try:
+            values[i] = float(texts[i])
+        except ValueError:
+            unparsed[i] = True
+        # Python reads 1_000 as a number; no log means it so.
+        unparsed[i] |= b"_" in texts[i]
+    return values, present, unparsed

@@ -1,0 +1,55 @@
+"""Rows of a batch that are bad, each for the first reason that is found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dfm.data.arrow_types import shown
+from dfm.data.columns import LARGEST, Flags, Floats
+
+NOT_FINITE = "not finite"
+"""Reason that a row is bad: NaN or infinity stands for a feature."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Rows rejected for one reason: how many, and the first of them (row number within the batch, value as text)."""
+
+    column: str
+    reason: str
+    count: int
+    first_row: int
+    value: str
+
+
+@dataclass(slots=True)
+class RowCheck:
+    """Collects which rows are bad, each counted under the first problem found."""
+
+    n_rows: int
+    bad: Flags = field(init=False)
+    problems: list[Problem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.bad = np.zeros(self.n_rows, np.bool_)
+
+    def reject(self, rows: Flags, column: str, reason: str, array: pa.Array) -> None:
+        """Rows (bool[n_rows]) are bad for this reason; `array` holds the values, for the message."""
+        if not rows.any():
+            return
+        fresh = rows & ~self.bad
+        if not fresh.any():
+            return
+        first = int(np.flatnonzero(fresh)[0])
+        self.problems.append(Problem(column, reason, int(fresh.sum()), first, shown(array[first])[:80]))
+        self.bad |= fresh
+
+    def narrowed(self, values: Floats, column: str, reason: str, array: pa.Array) -> NDArray[np.float32]:
+        """The values as float32; rows whose value does not fit are bad, and hold 0."""
+        too_large = ~(np.abs(values) <= LARGEST)
+        self.reject(too_large, column, f"{reason} for a 32-bit number", array)
+        return np.where(too_large, 0.0, values).astype(np.float32)
