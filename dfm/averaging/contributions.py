@@ -203,6 +203,17 @@ def aligned_groups(n_replicas: int, most: int) -> list[range]:
     return [range(first, min(first + size, n_replicas)) for first in range(0, n_replicas, size)]
 
 
+def balanced_groups(n_replicas: int, n_threads: int) -> list[range]:
+    """Replica numbers in groups of one power of two each (the last may be smaller) for threads that take group after
+    group: the largest with which no thread has more replicas than its share. Each group is a subtree.
+    """
+    share = -(-n_replicas // n_threads)
+    size = 1 << share.bit_length() - 1
+    while -(-n_replicas // (size * n_threads)) * size > share:
+        size //= 2
+    return [range(first, min(first + size, n_replicas)) for first in range(0, n_replicas, size)]
+
+
 def groups_at_home(n_replicas: int, n_homes: int) -> list[range]:
     """Replica numbers in groups of one power of two each (the last may be smaller), of which none has two homes.
 

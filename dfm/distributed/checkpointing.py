@@ -1,8 +1,8 @@
 """Checkpoints of a run on a cluster: workers write the blocks while the next rounds train, the driver commits.
 
-The driver never waits: it offers a snapshot after every average, and a thread of its own writes the newest one offered.
-Checkpoints that would take more than a twentieth of the time are left out, so small rounds are not slowed down; which
-ones are left out changes nothing in the parameters.
+The driver never waits: it offers a snapshot after every average, or stretch of them, and a thread of its own writes the
+newest one offered. Checkpoints that would take more than a twentieth of the time are left out, so small rounds are not
+slowed down; which ones are left out changes nothing in the parameters.
 """
 
 from __future__ import annotations

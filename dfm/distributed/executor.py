@@ -122,12 +122,8 @@ class DaskExecutor:
         threads = self.watch.threads()
         self._addresses, self._places = list(threads), Workplaces(sum(threads.values()), len(threads))
         if self.stretch > 1:
-            return min(self._places.n_threads, len(self._groups(work)))
+            return min(self._places.n_threads, len(self.replicas))
         return max(1, work.chosen.n_walks(self._places) // len(self._addresses))
-
-    def _groups(self, work: Work) -> list[range]:
-        """The replicas that are trained one after the other, by a task or a thread."""
-        return work.chosen.groups(len(self.replicas), self._places)
 
     def submit(self, stretch: Sequence[Round]) -> None:
         """Submit some rounds; the blocks of the next ones depend on those of the last of them."""
@@ -150,7 +146,7 @@ class DaskExecutor:
                 near=home_of(group.start, n_replicas, self._addresses),
                 resources=self.resources,
             )
-            for group in self._groups(work)
+            for group in work.chosen.groups(n_replicas, self._places)
         ]
         self._take_off(1, [self._merge(work, number, pushes) for number in range(len(self.blocks))])
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 from distributed import Future
@@ -62,6 +62,7 @@ class Prepared:
     """Futures of everything that training walks, and what is known of it.
 
     replicas: per replica a list of SparsePartition, one per slice; validation: lists of SparsePartition.
+    vocabulary_key: its fingerprint, and part of the names of the partitions' files; "" of what no file has.
     """
 
     reading: Reading
@@ -78,6 +79,8 @@ class Prepared:
     """Counts of missing, rare and frequent values, task by task of some: what a model is to remember."""
     pairs: PairCount | None = None
     """The pairs of an epoch, and how many rows are in some, where the loss is of pairs."""
+    opened: dict[str, list[Future]] = field(default_factory=dict)
+    """The partitions of all replicas on single workers, by address (`brought_together`)."""
 
 
 def prepare(run: Run) -> Prepared:
@@ -355,16 +358,18 @@ def _replica(run: Run, reading: Reading, vocabulary: Future, key: str, number: i
 
 def brought_together(run: Run, prepared: Prepared, home: int) -> list[Future]:
     """The partitions of every replica on the worker of this number, of several on this machine: it opens the files that
-    others have written.
+    others have written, once for all trainings. Where there are no such files, they are sent to it.
     """
-    if run.work.spec.is_paired:
+    if run.work.spec.is_paired or not prepared.vocabulary_key:
         return prepared.replicas
     addresses, n_replicas = run.watch.addresses(), run.inputs.plan.n_replicas
     near, how = addresses[home % len(addresses)], (prepared.reading, prepared.vocabulary, prepared.vocabulary_key)
-    return [
-        replica if home_of(number, n_replicas, addresses) == near else _replica(run, *how, number, near)
-        for number, replica in enumerate(prepared.replicas)
-    ]
+    if near not in prepared.opened:
+        prepared.opened[near] = [
+            replica if home_of(number, n_replicas, addresses) == near else _replica(run, *how, number, near)
+            for number, replica in enumerate(prepared.replicas)
+        ]
+    return prepared.opened[near]
 
 
 def _united(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:

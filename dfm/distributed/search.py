@@ -41,7 +41,7 @@ _MARK, _FIRST = "# Written by `dfm search`.", b'{"job"'
 _TO_THE_END = 0
 """The rung of the closing trainings with several seeds."""
 _AT_A_TIME = 4
-"""Trials whose rounds alternate on a cluster: while one is averaged, workers train another."""
+"""Trials whose rounds alternate on a cluster: while one is averaged, or judged, workers train another."""
 _Key = TypeVar("_Key", bound=Hashable)
 
 

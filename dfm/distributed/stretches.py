@@ -10,10 +10,13 @@ from __future__ import annotations
 from dfm.distributed.cluster.remote import least_memory
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Run
+from dfm.distributed.tuning import table_bytes
 from dfm.training.backends import NUMBA
 
 _MOST_NUMBERS = 1 << 30
-"""Parameters of the entries of a stretch: a few tenths of a second, which checkpoints and a word to stop wait."""
+"""Parameters of the entries of a stretch, and of the tables that it merges: a few tenths of a second, which checkpoints
+and a word to stop wait.
+"""
 _MOST_BYTES = 1 << 29
 """Partitions of all replicas: of so many rows the messages are a small part."""
 _PART_OF_MEMORY = 4
@@ -33,5 +36,5 @@ def rounds_together(run: Run, prepared: Prepared, n_blocks: int) -> int:
         return 1
     layout = run.work.layout
     per_feature = layout.n_numbers(1, 1, 0) - layout.n_numbers(0, 0, 0)
-    of_a_round = max(1.0, n_entries * per_feature * plan.longest_round / plan.n_slices)
-    return max(1, min(int(_MOST_NUMBERS / of_a_round), plan.n_slices))
+    of_a_round = n_entries * per_feature * plan.longest_round / plan.n_slices + table_bytes(run, prepared.summary) / 4
+    return max(1, min(int(_MOST_NUMBERS / max(of_a_round, 1.0)), plan.n_slices))

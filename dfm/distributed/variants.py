@@ -25,6 +25,8 @@ def with_least(watch: Watch, prepared: Prepared, least: int | None) -> Prepared:
     return dataclasses.replace(
         prepared,
         vocabulary=vocabulary,
+        vocabulary_key="",
+        opened={},
         summary=summary,
         replicas=changed(prepared.replicas),
         validation=changed(prepared.validation),

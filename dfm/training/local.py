@@ -48,7 +48,7 @@ class LocalExecutor:
 
     def begin_epoch(self, work: Work) -> int:
         """Replicas that are trained at a time."""
-        return self.n_threads
+        return min(self.n_threads, len(self.replicas))
 
     @property
     def stretch(self) -> int:

@@ -213,7 +213,7 @@ class TrainingLoop:
         self.work = dataclasses.replace(self.work, step=best.step)
         self._offer()
         self.tell({"event": "pilot", **self.at.pilot, **pilot.described(best.name)})
-        self.tell(self._round_event())
+        self._tell_of_round(self.at.round)
 
     @property
     def _last_epoch(self) -> int:
@@ -310,7 +310,7 @@ class TrainingLoop:
     def _settle(self, under_way: int) -> None:
         """Wait until at most so many rounds are under way, and take note of those that are finished."""
         while self.executor.under_way > under_way:
-            told: list[Event] = []
+            before = self.at.round
             for reports in self.executor.finish():
                 self.manner.check(self.at.epoch, reports)
                 self.at.round += 1
@@ -319,22 +319,23 @@ class TrainingLoop:
                 totals.add(reports)
                 self._walked += sum(report.tally.rows for report in reports)
                 totals.seconds = self._clock.seconds
-                told.append(self._round_event())
             if not self.goal.validates_averages or self.at.round == self.n_rounds:
                 self._offer()
-            for event in told:
-                self.tell(event)
+            for number in range(before + 1, self.at.round + 1):
+                self._tell_of_round(number)
 
-    def _round_event(self) -> Event:
-        """The event that tells how far this epoch is."""
+    def _tell_of_round(self, number: int) -> None:
+        """Say that this round of the epoch is finished, of those that are."""
         totals = self.at.totals
-        return {
-            "event": "round",
-            "epoch": self.at.epoch,
-            "round": self.at.round,
-            "rounds": self.n_rounds,
-            "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
-        }
+        self.tell(
+            {
+                "event": "round",
+                "epoch": self.at.epoch,
+                "round": number,
+                "rounds": self.n_rounds,
+                "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
+            }
+        )
 
     # ------------------------------------------------------------------------------------------ validation ----
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.averaging.contributions import balanced_groups
 from dfm.averaging.merge import Averaging
 from dfm.averaging.rules import MergeRule
 from dfm.data.draw import lots
@@ -37,7 +38,7 @@ from dfm.model.group_auc import GroupedTally, rows_by_group
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
-from dfm.training.backends import BACKENDS, NUMBA, Backend, Workplaces
+from dfm.training.backends import BACKENDS, NUMBA, Backend
 from dfm.training.label_units import in_own_unit, of_full_stream
 
 _SEED_STRIDE = 1 << 45
@@ -273,11 +274,11 @@ def train_rounds(
     all, round by round. block: the whole table.
     """
     reports: list[ReplicaReport] = []
+    groups = balanced_groups(len(replicas), n_threads)
     with ThreadPoolExecutor(n_threads) as pool:
         for work, slices in stretch:
-            groups = work.chosen.groups(len(replicas), Workplaces(n_threads, n_workers=1))
             train = functools.partial(_train_group, work, slices, block, replicas)
-            block = merge_block(work, block, list(pool.map(train, groups)))
+            block = merge_block(work, block, list(pool.map(train, groups) if n_threads > 1 else map(train, groups)))
             reports += block.reports
     return dataclasses.replace(block, reports=tuple(reports))
 
@@ -289,7 +290,7 @@ def _train_group(
 
 
 def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
-    """The reports of the round that made a block; block 0 carries them."""
+    """The reports of the round, or stretch, that made a block; block 0 carries them."""
     return block.reports
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from distributed import Client, Future, LocalCluster
 
+import dfm
 from dfm import jobs
 from dfm.data.accounting import RowAccount
 from dfm.data.hashed_rows import EntrySums
@@ -86,6 +87,44 @@ def test_the_rows_of_a_stretch_lie_on_one_worker_before_it_begins(
     assert (len(brought), len(places)) == (3, 1)
 
 
+@pytest.mark.parametrize("way", ["choice", "few factors", "many factors"])
+def test_rows_whose_features_own_other_factors_are_those_of_their_own_vocabulary(
+    way: str, log: Path, client: Client, two_workers: Client, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """And the cache keeps none of them under the names of others."""
+    least = {"few factors": 5_000, "many factors": 1}
+    found: list[Any] = []
+    for name, n_rounds, cluster in (("apart", 1, client), ("together", 2, two_workers)):
+        together(monkeypatch, n_rounds)
+        tables = tables_of(log, tmp_path / name)
+        if way == "choice":
+            tables["model"] |= {"choose": "best"}
+            result = jobs.train(tables, cluster)
+            found.append(result.parameters_sha256)
+        else:
+            with dfm.trials(tables, client=cluster) as trials:
+                found.append(trials.loss(min_count_factors=least[way]))
+        plain = {**tables_of(log, tmp_path / name), "output": {"directory": str(tmp_path / f"plain {name}")}}
+        found.append(jobs.train(plain, cluster).parameters_sha256)
+    assert found[:2] == found[2:]
+
+
+def test_trainings_side_by_side_open_their_rows_once(
+    log: Path, two_workers: Client, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    opened: list[list[Future]] = []
+
+    def bring(*arguments: Any) -> list[Future]:
+        opened.append(prepare.brought_together(*arguments))
+        return opened[-1]
+
+    together(monkeypatch, 5)
+    monkeypatch.setattr(loops, "brought_together", bring)
+    jobs.train(tables_of(log, tmp_path, {"n_models": 4}, n_epochs=1), two_workers)
+    assert len(opened) == 4
+    assert len({id(each) for each in opened}) == 2, "one set for each worker"
+
+
 def test_a_stop_within_a_stretch_costs_no_more_than_that(
     log: Path, client: Client, two_workers: Client, tmp_path: Path, monkeypatch: Patch
 ) -> None:
@@ -133,7 +172,14 @@ def _replace(function: Any) -> None:
 
 def _together(n_blocks: int = 1, memory: int = 0, **changes: Any) -> int:
     """The rule for a million rows of 39 entries, eight rounds in the first epoch and four in others."""
-    facts: dict[str, Any] = {"rows": 1_000_000, "n_factors": 8, "shares_disk": True, "backend": NUMBA, **changes}
+    facts: dict[str, Any] = {
+        "rows": 1_000_000,
+        "n_factors": 8,
+        "table": 8 << 20,
+        "shares_disk": True,
+        "backend": NUMBA,
+        **changes,
+    }
     rows = facts["rows"]
     run: Any = types.SimpleNamespace(
         inputs=types.SimpleNamespace(plan=RoundPlan(8, 4)),
@@ -143,12 +189,13 @@ def _together(n_blocks: int = 1, memory: int = 0, **changes: Any) -> int:
         client=memory,
     )
     account = RowAccount(accepted=rows, entries=EntrySums(rows, 39 * rows, 0.0, rows))
-    prepared: Any = types.SimpleNamespace(account=account)
+    prepared: Any = types.SimpleNamespace(account=account, summary=facts["table"])
     return stretches.rounds_together(run, prepared, n_blocks)
 
 
 def test_only_short_rounds_on_one_machine_are_trained_in_stretches(monkeypatch: Patch) -> None:
     monkeypatch.setattr(stretches, "least_memory", lambda client: client)
+    monkeypatch.setattr(stretches, "table_bytes", lambda _run, summary: summary)
     assert _together() == 6, "a million rows"
     assert _together(n_factors=32) == 1, "a round is long enough"
     assert _together(rows=1_000) == 8, "no more than there are"
@@ -156,6 +203,7 @@ def test_only_short_rounds_on_one_machine_are_trained_in_stretches(monkeypatch: 
     assert _together(rows=1_600_000) == 3
     assert _together(rows=20_000_000) == 1, "a round is long enough"
     assert _together(n_blocks=2) == 1, "a large table"
+    assert _together(rows=1_000, table=1 << 31) == 1, "which one worker merges whole"
     assert _together(shares_disk=False) == 1, "other machines"
     assert _together(backend=CUPY) == 1, "a GPU adds up by itself"
     assert _together(memory=1 << 30) == 1, "312 MB of rows are more than a fourth of a worker's memory"

@@ -262,7 +262,9 @@ def test_of_rounds_that_are_begun_together_only_the_last_is_saved() -> None:
     told: list[Any] = []
     trained(MadeUp(stretch=3), Goal(2), n_rounds=8, tell=told.append, checkpointer=Saver())
     assert saved == [(3, 3, [3]), (6, 6, [6]), (8, 8, [8]), (11, 3, [11]), (14, 6, [14]), (16, 8, [16])]
-    assert [event["round"] for event in told if event["event"] == "round"] == [*range(1, 9)] * 2
+    rounds = [event for event in told if event["event"] == "round"]
+    assert [event["round"] for event in rounds] == [*range(1, 9)] * 2
+    assert len({event["rows_per_second"] for event in rounds[:3]}) == 1, "of the stretch, whose seconds they share"
 
 
 def test_training_goes_on_from_any_round_in_stretches() -> None:
