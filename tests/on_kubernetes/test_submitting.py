@@ -945,6 +945,52 @@ def test_a_kubeconfig_that_cannot_be_used_is_told_in_a_sentence(server: ApiServe
         Api().get("Pod", "x")
 
 
+@pytest.fixture
+def pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in a pod, whose cluster is https://in-cluster and whose namespace is "pods"."""
+    import kubernetes.config
+
+    def load(client_configuration: Any) -> None:
+        client_configuration.host = "https://in-cluster"
+
+    read = Path.read_text
+    monkeypatch.setattr(kubernetes.config, "load_incluster_config", load)
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, *how: "pods" if "serviceaccount" in str(self) else read(self, *how)
+    )
+
+
+def test_in_a_pod_the_cluster_that_is_named_is_meant_and_no_other(
+    pod: None, server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kubeconfig"
+    (name,) = (each["name"] for each in json.loads(path.read_text())["contexts"])
+    with pytest.raises(SettingsError, match=rf"no context 'prod-typo' in {path}; there are: {name}\."):
+        Api("", "prod-typo")
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "current-context": ""}))
+    assert Api("", name).list("Pod")[0] == []
+    with pytest.raises(SettingsError, match=rf"no context '' in {path}"):
+        Api()
+    path.write_text(json.dumps({**written, "clusters": []}))
+    with pytest.raises(SettingsError, match="the kubeconfig cannot be used"):
+        Api()
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match=r"none; there are: none\."):
+        Api()
+
+
+def test_an_empty_kubeconfig_variable_names_none(
+    pod: None, server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Api().namespace == "pods"
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / "kubeconfig").rename(tmp_path / ".kube/config")
+    assert Api("team").list("Pod")[0] == []
+
+
 # --- upkeep ---------------------------------------------------------------------------------------------
 
 
