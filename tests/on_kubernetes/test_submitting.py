@@ -1113,6 +1113,27 @@ scratch = "20GiB"
 """
 
 
+def test_the_state_of_a_job_is_shown_though_its_storage_cannot_be_read_from_here(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no credentials for s3://models")
+
+    put_job(server, "clicks-1", {"jobStatus": "ClusterCreated"})
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    server.put(PODS, driver_pod("Pending", containerStatuses=[{"name": "driver", "state": waiting}]))
+    monkeypatch.setattr(follow, "ending_of", refuse)
+    done = CliRunner().invoke(cli, ["status", "clicks-1", "--kubernetes", "--json"], standalone_mode=False)
+    (told,) = map(json.loads, done.output.splitlines())
+    assert (told["outcome"], told["reason"]) == ("not readable here", "no credentials for s3://models")
+    assert "ImagePullBackOff" in told["problems"][0]
+    done = CliRunner().invoke(cli, ["status", "clicks-1", "--kubernetes"], standalone_mode=False)
+    assert re.search(r"status .*ClusterCreated", done.output)
+    assert "no such image" in done.output
+    done = CliRunner().invoke(cli, ["list", "--kubernetes", "--json"], standalone_mode=False)
+    assert json.loads(done.output)["outcome"] == "not readable here"
+
+
 def test_the_commands_submit_show_and_cancel_a_job(server: ApiServer, tmp_path: Path) -> None:
     path = tmp_path / "clicks.toml"
     path.write_text(JOB.format(name=tmp_path.name))
