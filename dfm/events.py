@@ -591,7 +591,7 @@ RECORDS: tuple[EventRecord, ...] = (
     EventRecord(
         "ended",
         _RUN,
-        "the driver is over, however it ended",
+        "the driver is over, however it ended; on the topic: a search or a cross-validation has ended well",
         (
             Field("state", "text", "finished, failed, cancelled or interrupted"),
             Field("error", "record", "type, message and exit code of what ended it", may_be_null=True),
