@@ -26,6 +26,7 @@ _PATHS = {
     "DaskJob": (f"/apis/{GROUP}/{VERSION}", "daskjobs"),
     "DaskCluster": (f"/apis/{GROUP}/{VERSION}", "daskclusters"),
 }
+_OF_THE_OPERATOR = "DaskJob", "DaskCluster"
 _KUBECONFIG = "~/.kube/config"
 _TRIES = 5
 FIRST_PAUSE = 0.5
@@ -252,8 +253,6 @@ class _Refused(Exception):
         remedy = {
             _UNAUTHORIZED: "log in again: the kubeconfig's credentials are not accepted",
             403: f"ask for the Role dfm-submitter in namespace {namespace!r} (deploy/kubernetes/base/access.yaml)",
-            400: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
-            422: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
         }.get(self.status, "try again; the API server's message is all that is known")
         if self.status == _FORBIDDEN and "exceeded quota" in self.message:
             remedy = f"ask for a larger quota (kubectl describe quota -n {namespace}), or for fewer and smaller pods"
@@ -263,7 +262,9 @@ class _Refused(Exception):
             remedy = f"create it (kubectl create namespace {namespace}) or name another one with --namespace"
         elif self.status == _NOT_FOUND and '"' in self.message:
             return NotThere(self.message)
-        elif self.status == _NOT_FOUND and kind in ("DaskJob", "DaskCluster"):
+        elif self.status in (400, 422) and kind in _OF_THE_OPERATOR:
+            remedy = "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes"
+        elif self.status == _NOT_FOUND and kind in _OF_THE_OPERATOR:
             remedy = "install the Dask operator (helm install dask-kubernetes-operator, see deploy/README.md)"
         passes = self.status in _PASSING or (self.status == _CONFLICT and "being deleted" in self.message)
         error = Away if passes else Refused

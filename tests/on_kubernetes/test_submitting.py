@@ -174,6 +174,15 @@ def test_a_field_that_the_cluster_does_not_know_is_refused(server: ApiServer, ap
         submit.submit(api, submission)
 
 
+def test_what_is_none_of_the_operators_has_another_remedy_than_its_update(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    server.faults.append(Fault("POST", "/configmaps", 422, message="Too long: may not be more than 1048576 bytes"))
+    with pytest.raises(ClusterError, match="Too long") as refused:
+        submit.submit(api, submission)
+    assert "CRD" not in str(refused.value)
+
+
 def test_a_name_that_is_taken_is_not_taken_over(server: ApiServer, api: Api, submission: Submission) -> None:
     submit.submit(api, submission)
     other = dataclasses.replace(submission.job.output, directory=f"{submission.job.output.directory}-2")
