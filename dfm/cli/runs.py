@@ -326,7 +326,7 @@ def _below(location: str, options: dict[str, Any]) -> list[str]:
         click.echo(f"passed over: there is nothing at {location}; check the path", err=True)
     elif not found:
         click.echo(
-            f"no runs in or directly below {location}; name the folder that they are in (of Airflow's, models/DAG/TASK)",
+            f"no runs in or directly below {location}; name the folder that they are in (Airflow's: models/DAG/TASK)",
             err=True,
         )
     return found

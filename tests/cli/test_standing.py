@@ -174,7 +174,7 @@ def test_a_list_of_a_place_without_runs_says_how_deep_it_looked(record: RunRecor
     code, out, err = run("list", tmp_path / "models")
     assert (code, out) == (0, "")
     assert err.startswith(f"no runs in or directly below {tmp_path}/models; name the folder that they are in")
-    assert err.endswith("(of Airflow's, models/DAG/TASK)\n")
+    assert err.endswith("(Airflow's: models/DAG/TASK)\n")
     for folder in ("models/dag", "models/dag/task"):
         code, out, err = run("list", tmp_path / folder)
         assert out.startswith(record.run_id)
