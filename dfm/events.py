@@ -269,6 +269,7 @@ _DASK_JOB_MORE = (
     Field("wanted", "integer", "worker pods that were asked for"),
     Field("exit_code", "integer", "of the driver's container, once it has ended", may_be_null=True),
 )
+_JOB_OUTCOME = Field("outcome", "text", "state of the run by its record, or: not readable here")
 _RUN_RECORD = (
     _RUN_ID,
     Field("state", "text", "a state of the table in dfm/runs/lifecycle.py, or lost"),
@@ -590,7 +591,7 @@ RECORDS: tuple[EventRecord, ...] = (
     EventRecord(
         "ended",
         _RUN,
-        "the driver is over, however it ended",
+        "the driver is over, however it ended; on the topic: a search or a cross-validation has ended well",
         (
             Field("state", "text", "finished, failed, cancelled or interrupted"),
             Field("error", "record", "type, message and exit code of what ended it", may_be_null=True),
@@ -645,7 +646,7 @@ RECORDS: tuple[EventRecord, ...] = (
         "status",
         _KUBERNETES,
         "`dfm status` was asked",
-        (*_DASK_JOB, *_DASK_JOB_MORE, Field("outcome", "text", "state of the run by its record"), _REASON),
+        (*_DASK_JOB, *_DASK_JOB_MORE, _JOB_OUTCOME, _REASON),
     ),
     EventRecord(
         "job",
@@ -654,7 +655,7 @@ RECORDS: tuple[EventRecord, ...] = (
         (
             *_DASK_JOB,
             *_DASK_JOB_MORE,
-            Field("outcome", "text", "state of the run by its record"),
+            _JOB_OUTCOME,
             Field("created", "text", "when, ISO 8601"),
             Field("ended", "text", "when, ISO 8601; empty: not yet"),
         ),

@@ -90,11 +90,9 @@ def train(
     w² / 2; training.l2_linear and l2_factors scale it.
     """
     resolved, own_loss, own_regularizer = _resolved(job, client, overrides, loss, regularizer)
-    resolved.require_training()
-    if resolved.output.mlflow:
-        mlflow.check_installed()
+    may_begin = functools.partial(_may_begin, resolved, own_loss, own_regularizer)
     # What may not begin leaves the record of the run before it alone; a run that has one is refused there.
-    order = None if run_id else admit(resolved, own_loss, own_regularizer)
+    order = None if run_id and resolved.output.directory else may_begin()
     scheduler = client.scheduler.address if client is not None else ""
     with (
         RunLog(resolved, run_id, scheduler, attempts_left) as log,
@@ -102,7 +100,7 @@ def train(
         watched(on_event, progress) as told,
     ):
         try:
-            order = order or admit(resolved, own_loss, own_regularizer)
+            order = order or may_begin()
             on_both = _both(log.on_event, told or _log_diagnosis)
             result = training.train(order, client, on_both, log.record.run_id)
         except OutOfMemoryError as error:
@@ -112,6 +110,14 @@ def train(
         if resolved.output.mlflow:
             mlflow.log_after(result)
     return result
+
+
+def _may_begin(job: Job, loss: CustomLoss | None, regularizer: CustomRegularizer | None) -> Order:
+    """The order of a training. DfmError where it is refused before its run begins."""
+    job.require_training()
+    if job.output.mlflow:
+        mlflow.check_installed()
+    return admit(job, loss, regularizer)
 
 
 def _resolved(

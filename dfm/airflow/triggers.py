@@ -118,19 +118,16 @@ class DfmDaskJobTrigger(BaseTrigger):
         from dfm.kubernetes.api import Api
         from dfm.kubernetes.follow import Watch
 
-        api = await asyncio.to_thread(Api, self.namespace)
-        watch = Watch(api, self.dask_job, self.storage_options, self._note)
-        while True:
-            try:
-                ended = await asyncio.to_thread(watch.look)
-            except DfmError as error:
-                yield TriggerEvent(self._event("lost", "", str(error)))
-                return
-            if ended is not None:
-                found, state = ended
-                yield TriggerEvent(self._event(found.state, state.run_id, found.reason))
-                return
-            await asyncio.sleep(self.poll_interval)
+        try:
+            api = await asyncio.to_thread(Api, self.namespace)
+            watch = Watch(api, self.dask_job, self.storage_options, self._note)
+            while (ended := await asyncio.to_thread(watch.look)) is None:
+                await asyncio.sleep(self.poll_interval)
+        except DfmError as error:
+            yield TriggerEvent(self._event("lost", "", str(error)))
+            return
+        found, state = ended
+        yield TriggerEvent(self._event(found.state, state.run_id, found.reason))
 
     def _event(self, state: str, run_id: str, reason: str) -> dict[str, str]:
         return {"state": state, "run_id": run_id, "directory": self.directory, "reason": reason}

@@ -289,7 +289,7 @@ def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
         f"  {dfm} train {output}/job.toml --set model.family=ffm --set output.directory={output}/ffm\n"
         f"  {dfm} evaluate {result.run.model_url} {output}/clicks/day={result.truth.day}\n"
         f"  {dfm} predict {result.run.model_url} {output}/clicks/day={result.truth.day} --output {output}/predictions",
-        highlight=False, markup=False,
+        highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     return INTERRUPTED if result.run.interrupted else 0
 

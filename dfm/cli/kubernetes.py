@@ -60,7 +60,7 @@ def status(name: str, namespace: str, context: str, options: dict[str, Any], wai
         found, state = follow.follow(api, name, options, complain)
     else:
         state = follow.state_of(api, name)
-        found = follow.ending_of(state, options)
+        found = _outcome(state, options)
     described = {**state.to_dict(), "outcome": found.state, "reason": found.reason}
     if as_json:
         click.echo(line_of({"event": "status", **described}))
@@ -103,7 +103,7 @@ def list_jobs(namespace: str, context: str, options: dict[str, Any], as_json: bo
     table = Table(Column("DaskJob", no_wrap=True, overflow="fold"), "status", "outcome", "driver", "workers", "created",
                   Column("directory", overflow="fold"))  # fmt: skip
     for each in upkeep.jobs_in(Api(namespace, context)):
-        state, outcome = each.state, _outcome(each.state, options)
+        state, outcome = each.state, _outcome(each.state, options).state
         if as_json:
             described = {**state.to_dict(), "outcome": outcome, "created": each.created, "ended": each.ended}
             click.echo(line_of({"event": "job", **described}))
@@ -113,15 +113,16 @@ def list_jobs(namespace: str, context: str, options: dict[str, Any], as_json: bo
         wide_console().print(table)
 
 
-def _outcome(state: Any, options: dict[str, Any]) -> str:
-    """The word of storage on a job; who may list jobs need not have access to the storage of each."""
+def _outcome(state: Any, options: dict[str, Any]) -> Any:
+    """The Outcome of a job by storage; who may see jobs need not have access to the storage of each."""
     from dfm.errors import DfmError
     from dfm.kubernetes import follow
+    from dfm.runs.outcome import Outcome
 
     try:
-        return follow.ending_of(state, options).state
-    except (OSError, DfmError, ImportError):
-        return "not readable here"
+        return follow.ending_of(state, options)
+    except (OSError, DfmError, ImportError) as error:
+        return Outcome("not readable here", f"{error}", None)
 
 
 def prune(namespace: str, context: str, older_than: float | None, dry_run: bool, as_json: bool) -> None:

@@ -320,10 +320,16 @@ def _below(location: str, options: dict[str, Any]) -> list[str]:
     from dfm.storage import files
 
     below = files.folders_in(location, options)
+    folders = [location, *(files.join(location, name) for name in below)]
+    found = [folder for folder in folders if files.exists(files.join(folder, RECORD), options)]
     if not below and not files.exists(location, options):
         click.echo(f"passed over: there is nothing at {location}; check the path", err=True)
-    folders = [location, *(files.join(location, name) for name in below)]
-    return [folder for folder in folders if files.exists(files.join(folder, RECORD), options)]
+    elif not found:
+        click.echo(
+            f"no runs in or directly below {location}; name the folder that they are in (Airflow's: models/DAG/TASK)",
+            err=True,
+        )
+    return found
 
 
 @click.command()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from distributed import Client, Future
@@ -27,7 +28,7 @@ from dfm.training.order import Order
 def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell: OnEvent, run_id: str = "") -> Run:
     """The run on this cluster, which from now on hears of its events, by the run's id or the job's fingerprint."""
     job, watch = order.job, Watch(client, order.job.cluster.worker_timeout)
-    tell = monitoring.observed(client, tell, run_id or job.fingerprint()[:12], inputs.plan.rounds_until)
+    tell = monitoring.observed(client, tell, _name(order, run_id), inputs.plan.rounds_until)
     tell(monitoring.placement_event(inputs.plan, watch.addresses()))
     knobs = order.work.backend, order.work.spec, watch.addresses(), job.training.deterministic
     return Run(
@@ -40,6 +41,19 @@ def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell
         tell=tell,
         run_id=run_id,
     )
+
+
+@contextlib.contextmanager
+def begun(order: Order, inputs: Inputs, client: Client, tell: OnEvent) -> Iterator[Run]:
+    """A block with a run that publishes nothing: where it ends well, the cluster hears of that."""
+    run = begin(order, inputs, None, client, tell)
+    yield run
+    monitoring.tell_end(client, _name(order))
+
+
+def _name(order: Order, run_id: str = "") -> str:
+    """The label of a run in metrics and events."""
+    return run_id or order.job.fingerprint()[:12]
 
 
 def prepare_rows(run: Run) -> Prepared:

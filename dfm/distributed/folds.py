@@ -12,7 +12,7 @@ from distributed import Client
 
 from dfm.data.latest import equal_parts
 from dfm.distributed import backends
-from dfm.distributed.beginning import begin, prepare_rows
+from dfm.distributed.beginning import begun, prepare_rows
 from dfm.distributed.choosing import best_of_both
 from dfm.distributed.cluster import connect
 from dfm.distributed.loops import started_loop
@@ -70,8 +70,8 @@ def cross_validate(
     order = dataclasses.replace(order, job=dataclasses.replace(order.job, model=plain))
     inputs = _all_rows(order)
     order = order.of_fields(inputs.schema)
-    with connect.client_of(backends.cluster_of(order, inputs), client) as own:
-        run = begin(order, inputs, None, own, tell)
+    cluster = backends.cluster_of(order, inputs)
+    with connect.client_of(cluster, client) as own, begun(order, inputs, own, tell) as run:
         splits = _by_lot(n_folds) if by == "lot" else _by_time(run, n_folds)
         parts = f"each of {len(splits)} parts of these rows in turn"
         tell({**plan_event(inputs), "validation_rows": None, "held_out": parts})

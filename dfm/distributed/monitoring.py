@@ -15,7 +15,7 @@ from typing import Any
 
 from distributed import Client, SchedulerPlugin, WorkerPlugin
 
-from dfm.distributed.cluster.remote import install
+from dfm.distributed.cluster.remote import answered, install
 from dfm.distributed.cluster.watch import home_of
 from dfm.events import is_passing, sent
 from dfm.training.plan import Plan
@@ -25,6 +25,8 @@ Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 TOPIC = "dfm"
 """`Client.subscribe_topic(TOPIC, handler)` receives a training's events wherever the client is."""
+_LAST_WORD = 5.0
+"""Seconds to wait until the cluster has heard of an end."""
 logger = logging.getLogger(__name__)
 
 
@@ -63,6 +65,13 @@ def observed(client: Client, tell: OnEvent, job: str, rounds_until: Callable[[in
     return on_event
 
 
+def tell_end(client: Client, job: str) -> None:
+    """Tell the cluster that what publishes no model ended well, and wait until it is told: its client goes next."""
+    event = {**sent({"event": "ended", "state": "finished", "error": None}), "job": job}
+    with contextlib.suppress(Exception):
+        answered(client, lambda: client.scheduler.log_event(topic=TOPIC, msg=event), _LAST_WORD)
+
+
 def _send(client: Client, event: Event) -> None:
     """Hand an event to the scheduler in the client's own thread; one that does not arrive is not missed."""
 
@@ -87,6 +96,7 @@ _GAUGES = {
     "epoch": "Epochs that are done",
 }
 _KINDS = "read", "trained", "rejected"
+_ENDS = "done", "ended"
 _KEPT_DONE, _KEPT_SILENT = 3600.0, 86400.0
 """Seconds after the last event of a training until its gauges go: once it is done, and else. Alerts need them for a
 while, and a scheduler that stands for months would collect those of all trainings."""
@@ -139,7 +149,7 @@ class SchedulerMetrics(SchedulerPlugin):
             return
         job = msg["job"]
         gauges["last_event"].labels(job).set_to_current_time()
-        self._keep(job, _KEPT_DONE if msg["event"] == "done" else _KEPT_SILENT)
+        self._keep(job, _KEPT_DONE if msg["event"] in _ENDS else _KEPT_SILENT)
         for name in _GAUGES:
             if msg["event"] == "epoch" and isinstance(msg.get(name), int | float):
                 gauges[name].labels(job).set(msg[name])

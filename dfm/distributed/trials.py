@@ -14,7 +14,7 @@ from typing import Any
 from distributed import Client
 
 from dfm.distributed import backends
-from dfm.distributed.beginning import begin, prepare_rows, warm_up
+from dfm.distributed.beginning import begun, prepare_rows, warm_up
 from dfm.distributed.cluster import connect
 from dfm.distributed.loops import started_loop
 from dfm.distributed.prepare import Prepared
@@ -54,8 +54,8 @@ def open_trials(
     check_trials(inputs, order)
     order = order.of_fields(inputs.schema)
     tell(plan_event(inputs))
-    with connect.client_of(backends.cluster_of(order, inputs), client) as own:
-        run = begin(order, inputs, None, own, tell)
+    cluster = backends.cluster_of(order, inputs)
+    with connect.client_of(cluster, client) as own, begun(order, inputs, own, tell) as run:
         yield Trials(run, prepare_rows(run))
 
 

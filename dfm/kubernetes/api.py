@@ -26,6 +26,8 @@ _PATHS = {
     "DaskJob": (f"/apis/{GROUP}/{VERSION}", "daskjobs"),
     "DaskCluster": (f"/apis/{GROUP}/{VERSION}", "daskclusters"),
 }
+_OF_THE_OPERATOR = "DaskJob", "DaskCluster"
+_KUBECONFIG = "~/.kube/config"
 _TRIES = 5
 FIRST_PAUSE = 0.5
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _GONE = 401, 403, 404, 409, 410
@@ -251,8 +253,6 @@ class _Refused(Exception):
         remedy = {
             _UNAUTHORIZED: "log in again: the kubeconfig's credentials are not accepted",
             403: f"ask for the Role dfm-submitter in namespace {namespace!r} (deploy/kubernetes/base/access.yaml)",
-            400: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
-            422: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
         }.get(self.status, "try again; the API server's message is all that is known")
         if self.status == _FORBIDDEN and "exceeded quota" in self.message:
             remedy = f"ask for a larger quota (kubectl describe quota -n {namespace}), or for fewer and smaller pods"
@@ -262,7 +262,9 @@ class _Refused(Exception):
             remedy = f"create it (kubectl create namespace {namespace}) or name another one with --namespace"
         elif self.status == _NOT_FOUND and '"' in self.message:
             return NotThere(self.message)
-        elif self.status == _NOT_FOUND and kind in ("DaskJob", "DaskCluster"):
+        elif self.status in (400, 422) and kind in _OF_THE_OPERATOR:
+            remedy = "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes"
+        elif self.status == _NOT_FOUND and kind in _OF_THE_OPERATOR:
             remedy = "install the Dask operator (helm install dask-kubernetes-operator, see deploy/README.md)"
         passes = self.status in _PASSING or (self.status == _CONFLICT and "being deleted" in self.message)
         error = Away if passes else Refused
@@ -329,14 +331,24 @@ def _connect(context: str) -> _Access:
 
 
 def _load(config: Any, configuration: Any, context: str) -> tuple[str, str]:
-    """Fill in the configuration from the kubeconfig, or from the pod that this process runs in; context, namespace."""
-    file = os.environ.get("KUBECONFIG")  # the client library looks only once, when it is imported
+    """Fill in the configuration from the kubeconfig or, where neither it nor a context is named, from the pod that this
+    process runs in; context, namespace.
+    """
+    named = os.environ.get("KUBECONFIG", "")  # the client library looks only once, when it is imported
+    file = named or _KUBECONFIG
+    contexts, current = _contexts(config, file)
+    chosen = context or current
+    if (context or named) and chosen not in contexts:
+        raise SettingsError(
+            f"no Kubernetes cluster is configured: there is no context {chosen!r} in {file}; there are: "
+            f"{', '.join(contexts) or 'none'}. Name one of these with --context, or another file in KUBECONFIG"
+        )
     try:
-        config.load_kube_config(file, context=context or None, client_configuration=configuration)
-        contexts, active = config.list_kube_config_contexts(file)
-        chosen = next((each for each in contexts if each["name"] == context), active)
-        return str(chosen["name"]), str(chosen["context"].get("namespace", "default"))
+        config.load_kube_config(file, context=chosen or None, client_configuration=configuration)
+        return chosen, str(contexts[chosen].get("namespace", "default"))
     except config.ConfigException as no_kubeconfig:
+        if context or named:
+            raise
         try:
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
@@ -344,3 +356,12 @@ def _load(config: Any, configuration: Any, context: str) -> tuple[str, str]:
                 f"no Kubernetes cluster is configured ({no_kubeconfig}); set KUBECONFIG, or check kubectl config view"
             ) from None
     return "", Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
+
+
+def _contexts(config: Any, file: str) -> tuple[dict[str, dict[str, Any]], str]:
+    """The contexts of a kubeconfig (of several, where colons stand between paths) by name, and the current one."""
+    merged = config.kube_config.KubeConfigMerger(file).config
+    if merged is None:
+        return {}, ""
+    entries = [each.value for each in merged.value["contexts"]]
+    return {entry["name"]: entry["context"] for entry in entries}, merged.value.get("current-context") or ""

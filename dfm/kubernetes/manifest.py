@@ -28,6 +28,8 @@ MANAGED = "app.kubernetes.io/managed-by=dfm"
 LONGEST_NAME = 53
 """A longer one leaves no room for "-scheduler": its cluster fails, and the driver starts all the same."""
 USER = 10001
+_LARGEST_FILE = 1 << 20
+"""Bytes that a ConfigMap may hold."""
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 """A Service's name, as NAME-scheduler is one, begins with a letter before Kubernetes 1.36 (RFC 1035)."""
@@ -104,8 +106,18 @@ def _own_name(submission: Submission, what: str) -> str:
 
 
 def job_file(submission: Submission) -> Manifest:
-    """The job file for the driver. It holds no secrets: storage options with such are refused (dfm.storage)."""
+    """The job file for the driver. It holds no secrets: storage options with such are refused (dfm.storage).
+
+    SettingsError where it is too large for a ConfigMap.
+    """
     text = to_toml(_for_the_cluster(submission.job).to_dict(secrets=True))
+    data = submission.job.data
+    if (size := len(text.encode())) > _LARGEST_FILE:
+        raise SettingsError(
+            f"the job file has {size:,} bytes, of which Kubernetes takes {_LARGEST_FILE:,}: data.train and "
+            f"data.validation name {len(data.train) + len(data.validation):,} paths; name folders "
+            "or globs (s3://clicks/day=*) in their place"
+        )
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -367,9 +379,9 @@ def _environment(submission: Submission) -> list[Manifest]:
     values = {"HOME": "/tmp", "NUMBA_CACHE_DIR": "/tmp/numba", "DASK_TEMPORARY_DIRECTORY": "/tmp"}
     if submission.settings.tls_secret:
         comm = "DASK_DISTRIBUTED__COMM__"
-        # The operator gives tcp:// to every container that has no address of its own.
-        namespace = submission.namespace or "default"
-        values["DASK_SCHEDULER_ADDRESS"] = f"tls://{submission.name}-scheduler.{namespace}.svc.cluster.local:8786"
+        # The operator gives tcp:// to every container that has no address of its own. The short name holds in whatever
+        # namespace kubectl applies the objects to, and whatever the cluster's domain is.
+        values["DASK_SCHEDULER_ADDRESS"] = f"tls://{submission.name}-scheduler:8786"
         values[f"{comm}REQUIRE_ENCRYPTION"] = "True"
         values[f"{comm}TLS__CA_FILE"] = f"{_TLS}/ca.crt"
         for role in ("SCHEDULER", "WORKER", "CLIENT"):

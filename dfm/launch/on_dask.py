@@ -87,6 +87,7 @@ def drive_run(job: Job, run_id: str) -> str:
                 jobs.train(job, client, run_id=run_id)
             except DfmError as error:
                 logger.error("run %s: %s", run_id, error)  # the record tells the rest
+                runs.refused(job, run_id, error)
         record = runs.read_run(job.output.directory, job.data.storage_options)
     return record.state if record is not None else "lost"
 

@@ -93,6 +93,7 @@ def main(path: str) -> int:
             result = jobs.train(job, run_id=order["run_id"])
     except DfmError as error:
         logging.getLogger("dfm").error("%s", error)
+        runs.refused(job, order["run_id"], error)
         return error.exit_code
     except KeyboardInterrupt:
         return lifecycle.INTERRUPTED_CODE

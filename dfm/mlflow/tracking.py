@@ -176,9 +176,11 @@ def _fetched(url: str, manifest: Mapping[str, Any], folder: str, options: Mappin
 
 def _log_model(mlflow: Any, model: FMModel, folder: str) -> None:
     """The folder of a model as a pyfunc model, which MLflow loads and scores once on the way."""
-    example, known = _example(model, folder), {}
-    if example is not None:
-        signature = mlflow.models.infer_signature(example, model.predict(example))
+    golden, known = _golden_rows(model, folder), {}
+    if golden is not None:
+        example = golden.to_pandas()
+        outputs = mlflow.models.infer_signature(model_output=model.predict(example)).outputs
+        signature = mlflow.models.ModelSignature(_inputs(golden.schema), outputs)
         known = {"signature": signature, "input_example": example.head(_EXAMPLE_ROWS)}
     mlflow.pyfunc.log_model(
         name=_MODEL,
@@ -189,8 +191,18 @@ def _log_model(mlflow: Any, model: FMModel, folder: str) -> None:
     )
 
 
-def _example(model: FMModel, folder: str) -> Any:
-    """The golden rows as a DataFrame of the columns that a prediction reads; None where the model has none."""
+def _inputs(columns: pa.Schema) -> Any:
+    """The columns of a signature: text, or anything. What a column of numbers is to pandas goes by whether rows of the
+    moment have gaps, and MLflow takes no fractions for integers, nor integers of 64 bits for fractions.
+    """
+    from mlflow.types.schema import AnyType, ColSpec, Schema
+
+    text = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
+    return Schema([ColSpec("string" if any(is_(e.type) for is_ in text) else AnyType(), e.name) for e in columns])
+
+
+def _golden_rows(model: FMModel, folder: str) -> pa.Table | None:
+    """The golden rows with the columns that a prediction reads, without dictionaries; None where the model has none."""
     golden = read_manifest(folder)["files"].get("golden")
     if golden is None:
         return None
@@ -198,4 +210,4 @@ def _example(model: FMModel, folder: str) -> Any:
     plain = [
         field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in rows.schema
     ]
-    return rows.cast(pa.schema(plain)).to_pandas()
+    return rows.cast(pa.schema(plain))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from dfm.errors import SettingsError
+from dfm.errors import DfmError, SettingsError
 from dfm.events import to_json
 from dfm.runs import lifecycle
 from dfm.settings.job import Job
@@ -252,6 +252,16 @@ def settle(job: Job, run_id: str, state: str, writer: str, error: Mapping[str, A
     writer: one of `dfm.runs.lifecycle`, not the driver. A record of another run, or none, is left as it is.
     """
     return settle_in(job.output.directory, job.data.storage_options, run_id, state, writer, error)
+
+
+def refused(job: Job, run_id: str, error: DfmError) -> None:
+    """Put an error into the record of a run that is still submitted: its driver failed before it had the record."""
+    told = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+    try:
+        options, writer = job.data.storage_options, lifecycle.SUPERVISOR
+        settle_in(job.output.directory, options, run_id, "failed", writer, told, only="submitted")
+    except (OSError, DfmError) as away:
+        logger.warning("the record of run %s cannot be written: %s", run_id, away)
 
 
 def settle_in(

@@ -140,6 +140,16 @@ def test_a_driver_that_is_gone_is_another_try_which_gets_a_new_job(server: ApiSe
     assert name_of(server) != trigger.dask_job
 
 
+def test_a_triggerer_that_reaches_no_cluster_ends_the_wait_with_the_reason(
+    server: ApiServer, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trigger = operator(job, deferrable=True)._trigger(job, RUN_ID)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    event = fired(trigger)
+    assert (event["state"], event["directory"]) == ("lost", job.output.directory)
+    assert event["reason"].startswith("no Kubernetes cluster is configured")
+
+
 def test_a_user_who_kills_the_task_ends_the_job_for_good(server: ApiServer, job: Job) -> None:
     from airflow.sdk.exceptions import AirflowFailException
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from dfm.cli.app import cli
 from dfm.cli.demo import DemoResult, comparison, own_command, run_demo
 from dfm.data import synthetic
 
@@ -104,3 +106,19 @@ def test_the_log_is_made_again_only_for_other_rows(
     assert _click_log(home / "here", ROWS, 0, 1, print).rows == ROWS
     for rows, seed in ((ROWS + 1, 0), (ROWS, 1)):
         assert _click_log(home / "here", rows, seed, 1, print)["overwrite"]
+
+
+def test_commands_to_copy_stand_on_a_line_each_however_narrow_the_terminal(
+    demo: DemoResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("dfm.cli.demo.run_demo", lambda *_: demo)
+    lines = CliRunner().invoke(cli, ["demo", "--output", "here"], standalone_mode=False).output.splitlines()
+    commands = lines[lines.index("Try next:") + 1 :]
+    assert [line.split()[len(own_command().split())] for line in commands] == [
+        "inspect",
+        "train",
+        "evaluate",
+        "predict",
+    ]
+    assert commands[-1].endswith(" --output here/predictions")

@@ -165,7 +165,20 @@ def test_who_waits_for_a_run_is_told_once_where_there_is_none_yet(
 def test_a_list_of_a_place_that_is_not_there_says_so(run: Run, tmp_path: Path) -> None:
     code, out, err = run("list", tmp_path / "typo", tmp_path)
     assert (code, out) == (0, "")
-    assert err == f"passed over: there is nothing at {tmp_path}/typo; check the path\n"
+    assert err.splitlines()[0] == f"passed over: there is nothing at {tmp_path}/typo; check the path"
+
+
+def test_a_list_of_a_place_without_runs_says_how_deep_it_looked(record: RunRecord, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "models/dag/task").mkdir(parents=True)
+    (tmp_path / "run.json").rename(tmp_path / "models/dag/task/run.json")
+    code, out, err = run("list", tmp_path / "models")
+    assert (code, out) == (0, "")
+    assert err.startswith(f"no runs in or directly below {tmp_path}/models; name the folder that they are in")
+    assert err.endswith("(Airflow's: models/DAG/TASK)\n")
+    for folder in ("models/dag", "models/dag/task"):
+        code, out, err = run("list", tmp_path / folder)
+        assert out.startswith(record.run_id)
+        assert err == ""
 
 
 def test_the_end_of_a_run_is_told_once(run: Run, tmp_path: Path) -> None:

@@ -68,6 +68,25 @@ def test_metrics_and_events_of_a_training_are_seen_on_the_cluster(log: Path, tmp
     assert all(share["dfm_kernel_seconds_total"] > 0 for share in shares)
 
 
+def test_the_cluster_hears_that_trials_and_folds_end_well(log: Path, client: Client, tmp_path: Path) -> None:
+    def told() -> list[tuple[str, str]]:
+        return [(event["event"], event["job"]) for _, event in client.get_events("dfm") if event["job"] == name]
+
+    tables = job_tables(log, tmp_path, training={"n_epochs": 1}, cluster={"worker_timeout": 61})
+    name = Job.from_dict(tables).fingerprint()[:12]
+    with pytest.raises(ZeroDivisionError), jobs.trials(tables, client):
+        raise ZeroDivisionError
+    assert ("prepared", name) in told()
+    assert ("ended", name) not in told()
+    with jobs.trials(tables, client):
+        pass
+    assert told()[-1] == ("ended", name)
+    tables["data"] = {"train": str(log)}
+    name = Job.from_dict(tables).fingerprint()[:12]
+    jobs.cross_validate(tables, 2, client=client)
+    assert told()[-1] == ("ended", name)
+
+
 class Clock:
     """A loop of a scheduler whose time is told."""
 
@@ -114,8 +133,9 @@ def test_losses_of_any_kind_are_gauges(metrics: tuple[SchedulerMetrics, Clock]) 
     assert (found["dfm_train_loss"], found["dfm_loss"], found["dfm_auc"]) == (0.5, 0.4, 0.8)
 
 
+@pytest.mark.parametrize("end", ["done", "ended"])
 def test_the_gauges_of_a_training_go_an_hour_after_it_is_done_or_a_day_after_it_fell_silent(
-    metrics: tuple[SchedulerMetrics, Clock],
+    metrics: tuple[SchedulerMetrics, Clock], end: str
 ) -> None:
     plugin, clock = metrics
     rows = {"read": 3, "trained": 2, "rejected": 1}
@@ -126,7 +146,7 @@ def test_the_gauges_of_a_training_go_an_hour_after_it_is_done_or_a_day_after_it_
         clock.pass_by(60)
         assert metrics_of(job).keys() == {"dfm_last_event_seconds", "dfm_rows", "dfm_epoch", "dfm_rounds", "dfm_auc"}
     clock.pass_by(4 * 3600)
-    plugin.log_event("dfm", {"event": "done", "job": "done"})
+    plugin.log_event("dfm", {"event": end, "job": "done"})
     assert metrics_of("lost") == {}
     clock.pass_by(3500)
     assert metrics_of("done")["dfm_epoch"] == 1

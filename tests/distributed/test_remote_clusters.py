@@ -261,9 +261,9 @@ def test_a_process_that_has_dfm_unpacks_nothing(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_settings_for_other_clusters_are_those_of_local_workers() -> None:
-    """But those of how local workers start; and what follows from the job there."""
+    """But those of how local workers start, and of processes of one thread; and what follows from the job there."""
     file = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "distributed.yaml").read_text())
-    starting = ("distributed.nanny.", "distributed.deploy.")
+    starting = ("distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX", "distributed.deploy.")
     patience = f"{ClusterSettings().worker_timeout:.0f}s"
     expected = {
         **{name: value for name, value in connect._CONFIG.items() if not name.startswith(starting)},
@@ -359,6 +359,35 @@ def test_two_clusters_and_half_a_certificate_are_refused() -> None:
         ClusterSettings(tls_ca="ca.pem")
     with pytest.raises(SettingsError, match="module:function"):
         ClusterSettings(factory="not a name")
+
+
+def test_a_certificate_that_is_not_there_is_named_by_who_names_it(tmp_path: Path) -> None:
+    (tmp_path / "there.pem").touch()
+    there, typo = str(tmp_path / "there.pem"), str(tmp_path / "typo.pem")
+    tls = {"tls_ca": there, "tls_cert": typo, "tls_key": there}
+    with (
+        pytest.raises(SettingsError, match=rf"cluster\.tls_cert = '{typo}' is not there"),
+        connect.connect(ClusterSettings(scheduler="tls://127.0.0.1:9", **tls)),
+    ):
+        pass
+    own = {"distributed.comm.tls.ca-file": typo, "distributed.comm.tls.client.cert": "-----BEGIN\nCERTIFICATE-----\n"}
+    with (
+        dask.config.set(own),
+        pytest.raises(SettingsError, match=rf"distributed\.comm\.tls\.ca-file = '{typo}' is not there"),
+        connect.connect(ClusterSettings(scheduler="tls://127.0.0.1:9")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("scheduler", ["tcp://127.0.0.1:9", ""])
+def test_who_named_a_scheduler_that_is_not_there_is_told(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = r"check the address, or " if scheduler else r"check the address, which DASK_SCHEDULER_ADDRESS or"
+    with (
+        dask.config.set({"scheduler-address": "tcp://127.0.0.1:9"}),
+        pytest.raises(ClusterError, match=rf"{told}.*\(--scheduler local\)"),
+        connect.connect(ClusterSettings(scheduler=scheduler, worker_timeout=1)),
+    ):
+        pass
 
 
 def test_a_scheduler_that_freezes_is_not_waited_for(tmp_path: Path) -> None:

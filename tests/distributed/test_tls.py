@@ -122,6 +122,7 @@ def test_a_client_with_a_certificate_of_its_own_making_is_refused(log: Path, sch
     done = train(write_job(log, tmp_path / "strange", 5), scheduler, certificate(tmp_path / "certificate"))
     assert done.returncode == 4, done.stderr
     assert "no Dask scheduler at tls://" in done.stderr
+    assert "client and scheduler do not trust each other: check distributed.comm.tls.ca-file, " in done.stderr
     assert not (tmp_path / "strange" / "out" / "model").exists()
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 import dfm.mlflow
@@ -118,6 +121,31 @@ def test_the_model_comes_back_with_the_numbers_of_dfm(tracking: str, result: Any
     assert model.predict(example).shape == (5,)
     with pytest.raises(Exception, match="C1"):
         model.predict(frame_of(log).drop(columns=["C1"]))
+
+
+def test_columns_of_integers_may_have_gaps_in_golden_rows_or_in_rows_to_score(
+    tracking: str, log: Path, client: Any, tmp_path: Path
+) -> None:
+    """To pandas integers with gaps are floats: columns differ by which rows lack values."""
+    import mlflow
+
+    for shard in log.glob("*/*.parquet"):
+        table = pq.ParquetFile(shard).read()
+        numbers = pa.array(range(table.num_rows), pa.int64())
+        few = pc.if_else(pc.equal(pc.bit_wise_and(numbers, 1), 0), None, numbers)
+        table = table.append_column("whole", numbers).append_column("gaps", few)
+        table = table.append_column("code", pa.array([2**60 + row % 5 for row in range(table.num_rows)], pa.int64()))
+        (tmp_path / "log" / shard.parent.name).mkdir(parents=True)
+        pq.write_table(table, tmp_path / "log" / shard.parent.name / shard.name)
+    schema = {"numeric": ["I*", "whole", "gaps"], "categorical": ["C*", "code"]}
+    result = jobs.train(job_tables(tmp_path / "log", tmp_path, schema=schema), client)
+    model = mlflow.pyfunc.load_model(f"runs:/{dfm.mlflow.log_run(result)}/model")
+    rows = frame_of(tmp_path / "log")
+    assert (rows["whole"].dtype, rows["gaps"].dtype) == (np.int64, np.float64)
+    turned = rows.assign(whole=rows["gaps"], gaps=rows["whole"])
+    for frame in (rows, turned, turned.astype({"whole": "Int64"}), rows.assign(C1=None, code=None)):
+        np.testing.assert_array_equal(model.predict(frame), result.model.predict(frame))
+    assert {str(each) for each in model.metadata.get_input_schema().input_types()} == {"DataType.string", "Any"}
 
 
 def test_the_model_needs_no_cluster_and_no_pickle(tracking: str, result: Any, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 import dfm.mlflow
 from dfm import jobs
 from dfm.errors import SettingsError
-from tests.support.small_jobs import job_tables
+from dfm.runs import record as runs
+from dfm.settings.job import Job
+from tests.support.small_jobs import job_tables, run_of
 
 
 def test_the_message_names_the_extra_and_nothing_is_trained(
@@ -23,3 +25,17 @@ def test_the_message_names_the_extra_and_nothing_is_trained(
     with pytest.raises(SettingsError, match=message):
         dfm.mlflow.log_run(tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_record_of_a_run_that_was_submitted_says_so(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    job = Job.from_dict(job_tables(log, tmp_path, output={"mlflow": True}))
+    runs.submitted(job, "night-1")
+    with pytest.raises(SettingsError, match="MLflow is not installed here"):
+        jobs.train(job, run_id="night-1")
+    record = run_of(job)
+    assert record.state == "failed"
+    assert record.error
+    assert record.error["message"].startswith("MLflow is not installed here")

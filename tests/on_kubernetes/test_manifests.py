@@ -203,7 +203,7 @@ def test_under_tls_no_container_is_given_a_plain_address() -> None:
         pod = body["spec"] if body["kind"] == "Pod" else body["spec"].get("template", {}).get("spec")
         for container in pod["containers"] if pod and "containers" in pod else []:
             addresses = [e["value"] for e in container["env"] if e["name"] == "DASK_SCHEDULER_ADDRESS"]
-            assert addresses == ["tls://clicks-1-scheduler.team.svc.cluster.local:8786"]
+            assert addresses == ["tls://clicks-1-scheduler:8786"], "in whatever namespace the objects are applied"
 
 
 @pytest.mark.parametrize("name", ["x" * 54, "Upper", "-x", "dotted.name", "", "2026-clicks", "7", "x-"])
@@ -242,6 +242,15 @@ def test_the_job_file_in_the_cluster_is_the_job(tmp_path: Path) -> None:
     assert (again.schema, again.training, again.output) == (job.schema, job.training, job.output)
     assert again.cluster.scheduler == ""
     assert not again.cluster.cache.startswith("/")
+
+
+def test_a_job_file_that_no_config_map_can_hold_is_refused_before_anything_is_made() -> None:
+    shards = [f"s3://clicks/day=2026-11-21/part-{number:05}.parquet" for number in range(25_000)]
+    with pytest.raises(
+        SettingsError, match=r"the job file has 1,\d+,\d+ bytes.* name 25,000 paths; name folders or globs"
+    ):
+        manifest.objects(submission_of(data={"train": shards}))
+    assert manifest.objects(submission_of(data={"train": shards[:10_000]}))
 
 
 def test_storage_options_travel_in_the_job_file_and_nowhere_else() -> None:

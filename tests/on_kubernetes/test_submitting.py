@@ -174,6 +174,15 @@ def test_a_field_that_the_cluster_does_not_know_is_refused(server: ApiServer, ap
         submit.submit(api, submission)
 
 
+def test_what_is_none_of_the_operators_has_another_remedy_than_its_update(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    server.faults.append(Fault("POST", "/configmaps", 422, message="Too long: may not be more than 1048576 bytes"))
+    with pytest.raises(ClusterError, match="Too long") as refused:
+        submit.submit(api, submission)
+    assert "CRD" not in str(refused.value)
+
+
 def test_a_name_that_is_taken_is_not_taken_over(server: ApiServer, api: Api, submission: Submission) -> None:
     submit.submit(api, submission)
     other = dataclasses.replace(submission.job.output, directory=f"{submission.job.output.directory}-2")
@@ -945,6 +954,52 @@ def test_a_kubeconfig_that_cannot_be_used_is_told_in_a_sentence(server: ApiServe
         Api().get("Pod", "x")
 
 
+@pytest.fixture
+def pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in a pod, whose cluster is https://in-cluster and whose namespace is "pods"."""
+    import kubernetes.config
+
+    def load(client_configuration: Any) -> None:
+        client_configuration.host = "https://in-cluster"
+
+    read = Path.read_text
+    monkeypatch.setattr(kubernetes.config, "load_incluster_config", load)
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, *how: "pods" if "serviceaccount" in str(self) else read(self, *how)
+    )
+
+
+def test_in_a_pod_the_cluster_that_is_named_is_meant_and_no_other(
+    pod: None, server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kubeconfig"
+    (name,) = (each["name"] for each in json.loads(path.read_text())["contexts"])
+    with pytest.raises(SettingsError, match=rf"no context 'prod-typo' in {path}; there are: {name}\."):
+        Api("", "prod-typo")
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "current-context": ""}))
+    assert Api("", name).list("Pod")[0] == []
+    with pytest.raises(SettingsError, match=rf"no context '' in {path}"):
+        Api()
+    path.write_text(json.dumps({**written, "clusters": []}))
+    with pytest.raises(SettingsError, match="the kubeconfig cannot be used"):
+        Api()
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match=r"none; there are: none\."):
+        Api()
+
+
+def test_an_empty_kubeconfig_variable_names_none(
+    pod: None, server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Api().namespace == "pods"
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / "kubeconfig").rename(tmp_path / ".kube/config")
+    assert Api("team").list("Pod")[0] == []
+
+
 # --- upkeep ---------------------------------------------------------------------------------------------
 
 
@@ -1065,6 +1120,27 @@ worker_memory = "4GiB"
 driver_memory = "2GiB"
 scratch = "20GiB"
 """
+
+
+def test_the_state_of_a_job_is_shown_though_its_storage_cannot_be_read_from_here(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no credentials for s3://models")
+
+    put_job(server, "clicks-1", {"jobStatus": "ClusterCreated"})
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    server.put(PODS, driver_pod("Pending", containerStatuses=[{"name": "driver", "state": waiting}]))
+    monkeypatch.setattr(follow, "ending_of", refuse)
+    done = CliRunner().invoke(cli, ["status", "clicks-1", "--kubernetes", "--json"], standalone_mode=False)
+    (told,) = map(json.loads, done.output.splitlines())
+    assert (told["outcome"], told["reason"]) == ("not readable here", "no credentials for s3://models")
+    assert "ImagePullBackOff" in told["problems"][0]
+    done = CliRunner().invoke(cli, ["status", "clicks-1", "--kubernetes"], standalone_mode=False)
+    assert re.search(r"status .*ClusterCreated", done.output)
+    assert "no such image" in done.output
+    done = CliRunner().invoke(cli, ["list", "--kubernetes", "--json"], standalone_mode=False)
+    assert json.loads(done.output)["outcome"] == "not readable here"
 
 
 def test_the_commands_submit_show_and_cancel_a_job(server: ApiServer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -11,14 +12,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from dfm import jobs
 from dfm.data import synthetic
-from dfm.errors import SettingsError, SupersededError
-from dfm.launch import on_dask
+from dfm.errors import ClusterError, SettingsError, SupersededError
+from dfm.launch import on_dask, process
 from dfm.runs import record as runs
 from dfm.runs.record import RunRecord, read_run, request_cancel
 from dfm.settings.job import Job
@@ -134,6 +136,28 @@ def test_a_run_whose_driver_has_not_begun_is_over_when_it_is_cancelled(tmp_path:
     record = run_of(job)
     assert (record.state, bool(record.ended)) == ("cancelled", True)
     assert on_dask.drive_run(job, "run-1") == "cancelled", "and does not begin later"
+
+
+@pytest.mark.parametrize("launcher", [on_dask, process])
+def test_a_driver_that_is_refused_before_it_has_the_record_tells_why(
+    launcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(job: Job, *_: Any, run_id: str) -> None:
+        raise ClusterError("client is closed")
+
+    monkeypatch.setattr(jobs, "train", train)
+    job = Job.from_dict({"data": {"train": "x"}, "output": {"directory": f"{tmp_path}/out"}})
+    runs.submitted(job, "run-1")
+    if launcher is on_dask:
+        monkeypatch.setattr(on_dask, "worker_client", lambda **_: contextlib.nullcontext())
+        assert on_dask.drive_run(job, "run-1") == "failed"
+    else:
+        order = tmp_path / "order.json"
+        order.write_text(json.dumps({"job": job.to_dict(), "run_id": "run-1"}))
+        assert process.main(str(order)) == ClusterError.exit_code
+    record = run_of(job)
+    assert (record.state, bool(record.ended)) == ("failed", True)
+    assert record.error == {"type": "ClusterError", "message": "client is closed", "exit_code": 4}
 
 
 def test_a_killed_driver_leaves_a_record_that_grows_stale(training: tuple[subprocess.Popen[str], Job]) -> None:

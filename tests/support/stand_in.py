@@ -171,5 +171,5 @@ class StandIn:
         for path in sorted(mounts, key=len, reverse=True):
             if text == path or text.startswith(path + "/"):
                 return str(mounts[path]) + text[len(path) :]
-        text = re.sub(r"[-\w]+-scheduler\.[-\w]+\.svc\.cluster\.local", "127.0.0.1", text)
+        text = re.sub(r"[-\w]+-scheduler(\.[-\w]+\.svc\.cluster\.local)?(?=:)", "127.0.0.1", text)
         return re.sub(r"(^|:)(8786|8787|8788)$", lambda found: f"{found[1]}{self.ports[found[2]]}", text)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib
 import logging
+import os
 import socket
 import ssl
 import time
@@ -130,6 +131,9 @@ def dashboard_of(settings: ClusterSettings) -> str:
 
 def _of_scheduler(settings: ClusterSettings, stack: contextlib.ExitStack) -> Client:
     address, security = scheduler_address(settings), _security(settings)
+    for name, file in _files_of_tls(settings).items() if address.startswith("tls://") else ():
+        if file and "\n" not in file and not os.path.isfile(file):  # Dask takes their text, too
+            raise SettingsError(f"{name} = {file!r} is not there: no such file on this machine; check the path")
     if address.startswith("tls://") and security is None and not dask.config.get("distributed.comm.tls.ca-file", None):
         # Dask's client would tell the same, and then never let this process end.
         raise ClusterError(
@@ -145,11 +149,11 @@ def _of_scheduler(settings: ClusterSettings, stack: contextlib.ExitStack) -> Cli
     except (OSError, ValueError, TypeError) as error:
         _check_language(address, error)
         if settings.worker_timeout <= first or not isinstance(error, OSError):
-            raise _nobody_at(address, error) from error
+            raise _nobody_at(settings, error) from error
         try:
             client = _connected(address, security, settings.worker_timeout - first)
         except (OSError, ValueError, TypeError) as again:
-            raise _nobody_at(address, again) from again
+            raise _nobody_at(settings, again) from again
     return stack.enter_context(client)
 
 
@@ -205,11 +209,26 @@ class _ImpatientClient(Client):
             raise TimeoutError(str(error) or f"it does not answer within {timeout:g} s") from error
 
 
-def _nobody_at(address: str, error: Exception) -> ClusterError:
-    return ClusterError(
-        f"no Dask scheduler at {address} ({error}); check the address, or set cluster.scheduler = "
-        '"local" to start local workers'
-    )
+def _nobody_at(settings: ClusterSettings, error: Exception) -> ClusterError:
+    given = "" if settings.scheduler else ", which DASK_SCHEDULER_ADDRESS or Dask's own settings name"
+    remedy = f'check the address{given}, or set cluster.scheduler = "local" (--scheduler local) to start local workers'
+    if _is_about_tls(error):
+        remedy = f"client and scheduler do not trust each other: check {', '.join(_files_of_tls(settings))}"
+    return ClusterError(f"no Dask scheduler at {scheduler_address(settings)} ({error}); {remedy}")
+
+
+def _is_about_tls(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _files_of_tls(settings: ClusterSettings) -> dict[str, str | None]:
+    """The certificates and the key of a client by the settings that name them: the job's, or else Dask's own."""
+    if settings.tls_ca:
+        return {f"cluster.{name}": getattr(settings, name) for name in ("tls_ca", "tls_cert", "tls_key")}
+    own = "ca-file", "client.cert", "client.key"
+    return {f"distributed.comm.tls.{name}": dask.config.get(f"distributed.comm.tls.{name}", None) for name in own}
 
 
 def _check_language(address: str, error: Exception) -> None:
