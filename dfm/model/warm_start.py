@@ -12,7 +12,7 @@ A model holds no optimizer state, but how fast its accumulators grew (`dfm.model
     G = G_0 + 3/4 (1 - decay) κ n
 
 for a feature that the earlier model saw n times: what is known well moves little, what is new as ever. Three quarters,
-since a chain of nights adds up what each remembers: it stays below that of three or four.
+since a chain of nights adds up what each remembers: it stays below that of four.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from dfm.errors import ModelError, SettingsError
 from dfm.events import to_json
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
-from dfm.kernels.tables import ParameterTable
-from dfm.model.accumulators import Growth
+from dfm.kernels.tables import Layout, ParameterTable
+from dfm.model.accumulators import REMEMBERED, Growth, Known
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import read_manifest
 from dfm.settings.groups import groups_of
@@ -47,8 +47,6 @@ from dfm.storage import files
 logger = logging.getLogger(__name__)
 _COUNTS_ON = "features of the earlier model count on"
 """The rule by which a vocabulary is made of an earlier one: checkpoints of another rule are none of this job."""
-_REMEMBERED = 0.75
-"""Share of what accumulators grew by in an epoch that is handed on where nothing is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -244,9 +242,18 @@ def warm_table(
         start = mine[ours[in_both]]
         mine[ours[in_both]] = start + kept * (earlier[theirs[in_both]] - start)
     if growth is not None:
-        known = model.vocabulary.counts[theirs], model.vocabulary.fields[theirs]
-        growth.add(warm, ours, *known, share=_REMEMBERED * (1.0 - decay))
+        known = Known(ours, model.vocabulary.counts[theirs], model.vocabulary.fields[theirs])
+        growth.add(warm, known, REMEMBERED * (1.0 - decay))
     return warm
+
+
+def begun_growth(layout: Layout, vocabulary: Vocabulary, earlier: Vocabulary, growth: Growth, decay: float) -> Growth:
+    """The growth that accumulators of a warm table begin with, by entry of its vocabulary. earlier: that of the model
+    whose growth is handed on.
+    """
+    ours, theirs = _common_rows(vocabulary.ids, earlier.ids)
+    known = Known(ours, earlier.counts[theirs], earlier.fields[theirs])
+    return growth.handed_on(layout, vocabulary, known, REMEMBERED * (1.0 - decay))
 
 
 def _common_rows(ours: NDArray[np.uint32], theirs: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

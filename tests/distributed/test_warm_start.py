@@ -16,6 +16,7 @@ from distributed import Client
 from dfm import jobs
 from dfm.distributed.train import TrainResult
 from dfm.errors import RunCancelled, SettingsError
+from dfm.model.fm_model import FMModel
 from dfm.model.folder import read_manifest
 from dfm.settings.tables import TrainingSettings
 from tests.support.small_jobs import FIRST_DAY, LAST_DAY, job_tables, read_log
@@ -35,9 +36,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("today")
 
 
-def today(log: Path, work: Path, client: Client, name: str, **training: Any) -> TrainResult:
-    """One epoch on the third day alone, validated on the fourth."""
-    data = {"train": [str(log / f"day={day}") for day in ("2026-11-16", LAST_DAY)]}
+def today(log: Path, work: Path, client: Client, name: str, validates: bool = True, **training: Any) -> TrainResult:
+    """One epoch on the third day alone, validated on the fourth, or on none."""
+    data: dict[str, Any] = {"train": [str(log / f"day={day}") for day in ("2026-11-16", LAST_DAY)[: 1 + validates]]}
+    data |= {} if validates else {"validation_from": "", "validation_fraction": 0.0}
     output = {"directory": str(work / name)}
     return jobs.train(job_tables(log, work, data=data, training={**EPOCH, **training}, output=output), client)
 
@@ -86,7 +88,27 @@ def test_a_start_that_no_epoch_beats_is_published_and_told(
     earlier, later = yesterday.model, result.model
     _, theirs, ours = np.intersect1d(earlier.vocabulary.ids, later.vocabulary.ids, return_indices=True)
     assert len(theirs) == earlier.vocabulary.n_features
+    then, now = (sums_of_slopes(each) for each in (earlier, later))
+    assert now.sum() == pytest.approx(then.sum(), rel=1e-4)  # nothing was learnt, and nothing forgotten
     np.testing.assert_array_equal(later.table.linear_weights[ours], earlier.table.linear_weights[theirs])
+
+
+def sums_of_slopes(model: FMModel) -> np.ndarray:
+    """By column, the growth of the linear weights' accumulators that a model hands on, of all entries."""
+    per_entry = np.array(model.metadata["accumulators"]["by_field"]["linear"][0])
+    return per_entry * np.bincount(model.vocabulary.fields, model.vocabulary.counts, len(per_entry))
+
+
+def test_epochs_of_a_night_forget_nothing_of_the_nights_before(
+    log: Path, work: Path, client: Client, yesterday: TrainResult
+) -> None:
+    """Four epochs over today's rows count as one; what was known before today's first row counts as it did."""
+    more = {"warm_start": yesterday.model_url, "n_epochs": 4}
+    nights = [today(log, work, client, name, validates=False, **kind) for name, kind in (("4", more), ("1", {}))]
+    then, now, alone = (sums_of_slopes(each.model) for each in (yesterday, *nights))
+    kept = 0.75 * (1 - TrainingSettings().warm_start_decay) * then
+    assert (now > kept).all()
+    np.testing.assert_allclose(now.sum(), (kept + alone).sum(), rtol=0.15)
 
 
 def test_values_that_do_not_come_today_fade_and_are_forgotten_one_day(
