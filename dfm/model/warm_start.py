@@ -82,8 +82,8 @@ class Start:
         return {"parameters": self.sha256, "statistics": hashlib.sha256(taken.encode()).hexdigest()}
 
     def vocabulary(self) -> Vocabulary:
-        """Its features and how often they came, without what it remembers of rows."""
-        return dataclasses.replace(self.load().vocabulary, seen=None, sights=None)
+        """Its features, how often they came and which values were ever seen, without the counts of its rows."""
+        return dataclasses.replace(self.load().vocabulary, sights=None)
 
     def load(self) -> FMModel:
         """The model. ModelError where it was replaced since this run began."""
