@@ -67,6 +67,8 @@ class Start:
     growth: Growth | None = None
     """Growth of its accumulators; None where it does not say, or where the job's optimizer is another."""
     n_features: int = 0
+    integers: tuple[str, ...] = ()
+    """Columns of text today that it knows as integers: `00012` is 12 to it."""
 
     def describe(self) -> dict[str, Any]:
         """The new model's note of its origin."""
@@ -76,10 +78,15 @@ class Start:
     def identity(self) -> dict[str, str]:
         """Digests of all that training takes from it."""
         known = {name: dataclasses.asdict(statistics) for name, statistics in sorted(self.statistics.items())}
-        more = {"growth": self.growth.to_dict()} if self.growth else {}
+        more: dict[str, Any] = {"growth": self.growth.to_dict()} if self.growth else {}
+        more |= {"integers": self.integers} if self.integers else {}
         told = {"statistics": known, "candidates": self.candidates, "n_models": self.n_models, "vocabulary": _COUNTS_ON}
         taken = to_json({**told, **more})
         return {"parameters": self.sha256, "statistics": hashlib.sha256(taken.encode()).hexdigest()}
+
+    def read_on(self, schema: ResolvedSchema) -> ResolvedSchema:
+        """The schema of today's shards, by which values are read as the earlier model knows them."""
+        return dataclasses.replace(schema, integers=(*schema.integers, *self.integers))
 
     def vocabulary(self) -> Vocabulary:
         """Its features, how often they came and which values were ever seen, without the counts of its rows."""
@@ -97,14 +104,11 @@ class Start:
         return model
 
 
-def find_start(
-    job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None = None, padded: Sequence[str] = ()
-) -> Start | None:
+def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None = None) -> Start | None:
     """The job's training.warm_start, after its manifest was found to fit the job; None where there is none.
 
     schema: the job's, on the columns of its shards. loss: what the job's model will tell of its loss; None for that of
-    its task. padded: columns of integers that folders give with zeros in front. SettingsError where hashing, factors,
-    loss or schema differ.
+    its task. SettingsError where hashing, factors, loss or schema differ.
     """
     url = job.training.warm_start
     if not url:
@@ -123,7 +127,8 @@ def find_start(
             f'the loss differs from that of training.warm_start = "{url}", so its scores mean something else; use the '
             "same model.loss, or leave warm_start out and train from the beginning."
         )
-    _tell_of_integers(padded, manifest, url)
+    known = ResolvedSchema.from_dict(manifest["schema"]).integers
+    _tell_of_integers([name for name in schema.integers if name not in known], url)
     statistics = {
         name: NumberStatistics(_boundaries(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
@@ -132,18 +137,19 @@ def find_start(
     growth = Growth.from_dict(manifest["metadata"].get("accumulators"))
     if growth is not None and growth.optimizer != job.training.optimizer:
         growth = None
-    told = statistics, _chosen(manifest), options, n_models, growth, int(manifest["n_features"])
+    texts = [entry.name for entry in schema.fields if entry.kind == "categorical" and entry.name not in schema.integers]
+    integers = tuple(name for name in known if name in texts)
+    told = statistics, _chosen(manifest), options, n_models, growth, int(manifest["n_features"]), integers
     return Start(where, _parameters_sha256(manifest), decay, *told)
 
 
-def _tell_of_integers(padded: Sequence[str], manifest: Mapping[str, Any], url: str) -> None:
-    as_text = [name for name in padded if name not in manifest["schema"].get("integers", ())]
-    if as_text:
+def _tell_of_integers(names: Sequence[str], url: str) -> None:
+    if names:
         logger.warning(
-            "the model of training.warm_start = %r read the folders of %s as text, and today they are integers: values "
-            "with zeros in front (06) start afresh",
+            "the model of training.warm_start = %r does not know that values of %s are integers: where it read them as "
+            "text, those with zeros in front (06) start afresh",
             url,
-            ", ".join(as_text),
+            ", ".join(names),
         )
 
 

@@ -111,6 +111,37 @@ def test_epochs_of_a_night_forget_nothing_of_the_nights_before(
     np.testing.assert_allclose(now.sum(), (kept + alone).sum(), rtol=0.15)
 
 
+@pytest.mark.parametrize("is_integer_first", [True, False])
+def test_a_column_whose_text_has_zeros_in_front_goes_on_from_integers_and_a_warning_tells_where_it_cannot(
+    work: Path, client: Client, caplog: pytest.LogCaptureFixture, is_integer_first: bool
+) -> None:
+    """A night of `dfm convert` has whole numbers alone, the next one an `x0` among them."""
+    folder, rng = work / f"users {is_integer_first}", np.random.default_rng(5)
+    folder.mkdir()
+    users, label = rng.integers(1, 60, 2000), rng.integers(0, 2, 2000)
+    texts = [f"{user:05}" for user in users[:-1]] + ["x0"]
+    columns = [pa.array(users), pa.array(texts)]
+    url, models = "", []
+    for night, column in enumerate(columns if is_integer_first else columns[::-1]):
+        pq.write_table(pa.table({"label": label, "user": column}), folder / f"{night}.parquet")
+        data = {"train": str(folder / f"{night}.parquet"), "validation_from": ""}
+        schema = {"time": "", "numeric": [], "categorical": ["user"]}
+        output = {"directory": str(folder / f"out {night}")}
+        training = {**EPOCH, "warm_start": url}
+        tables = job_tables(folder, work, data=data, schema=schema, training=training, output=output)
+        caplog.clear()
+        models.append(jobs.train(tables, client).model)
+        url = output["directory"] + "/model"
+    known = np.isin(models[0].vocabulary.ids, models[1].vocabulary.ids).mean()
+    if is_integer_first:
+        assert known > 0.95
+        assert models[1].schema.integers == ("user",)
+        assert "start afresh" not in caplog.text
+    else:
+        assert "does not know that values of user are integers" in caplog.text
+        assert "those with zeros in front (06) start afresh" in caplog.text
+
+
 def test_values_that_do_not_come_today_fade_and_are_forgotten_one_day(
     log: Path, work: Path, client: Client, yesterday: TrainResult
 ) -> None:
