@@ -6,6 +6,7 @@ What can be told is refused; what cannot (the log is gone, or is not found from 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -36,6 +37,8 @@ _FORGOTTEN = 0.01
 """Share of an earlier model, after what is forgotten at each start, below which it is not asked what it has seen."""
 _MOST_STARTS = 30
 """Models that a model goes on from which are asked at most: a month of nights."""
+_MOST_FOLDERS = 100
+"""Folders by which a log may have grown since, before nobody looks any more."""
 _GROWN = "other data are found by now than it was trained on"
 _OTHER_DATA = "its job names its data by relative paths, and other data are found there than it was trained on"
 
@@ -86,7 +89,7 @@ def _check_own(
     is_bounded, is_placed = bool(settings["data"].get("validation_from")), _is_placed(model, settings)
     try:
         inputs = _inputs_of(model, known, options)
-        then = _found_again(known, inputs, {shard.url for shard in shards})
+        then = _found_again(known, inputs.train, {shard.url for shard in shards})
         if then is None and not is_placed:
             raise DataError(_OTHER_DATA)
         own = {shard.url for shard in (inputs.train if then is None else then)}
@@ -164,34 +167,38 @@ def _seen_by(
         named = _before(named, bound, model, options, later)
     if not named:
         return []
-    inputs = _inputs_of(model, known, options)
-    own = {shard.url for shard in inputs.train}
+    train = _inputs_of(model, known, options).train
+    own = {shard.url for shard in train}
     both = [shard for shard in named if shard.url in own]
     if not both or (bound.moment and _is_placed(model, settings)):
         return both
-    then = _found_again(known, inputs, {shard.url for shard in both})
+    then = _found_again(known, train, {shard.url for shard in both})
     if then is None:
         raise DataError(_GROWN)
     there = {shard.url for shard in then}
     return [shard for shard in both if shard.url in there]
 
 
-def _found_again(known: Mapping[str, Any], inputs: Inputs, judged: Set[str]) -> list[Shard] | None:
+def _found_again(known: Mapping[str, Any], train: Sequence[Shard], judged: Set[str]) -> Sequence[Shard] | None:
     """The shards that a model was trained on, among those that its job names by now: all of these, those that are not
-    judged, as they came after it, or, where it held out the latest folders, those before one of them. None where no
-    such choice has the fingerprint of its data.
+    judged, or those before one of the latest folders, as a log grows by days. None where no such choice has the
+    fingerprint of its data.
     """
 
-    def choices() -> Iterator[list[Shard]]:
-        yield inputs.train
-        yield [shard for shard in inputs.train if shard.url not in judged]
-        data, time = known["settings"]["data"], inputs.schema.time
-        if inputs.validation and not (data.get("validation") or data.get("validation_from")):
-            moments = [dict(shard.partition)[time] for shard in inputs.train]
-            for last in sorted(set(moments), reverse=True):
-                yield [shard for shard, moment in zip(inputs.train, moments, strict=True) if moment < last]
+    def choices() -> Iterator[Sequence[Shard]]:
+        yield train
+        yield [shard for shard in train if shard.url not in judged]
+        for end in itertools.islice(_ends(train), _MOST_FOLDERS):
+            yield train[:end]
 
     return next((found for found in choices() if _fingerprint(found) == known.get("data_fingerprint")), None)
+
+
+def _ends(shards: Sequence[Shard]) -> Iterator[int]:
+    """The places, the latest first, where another folder begins; where all lie in one, those of shards."""
+    folders = [shard.url.rpartition("/")[0] for shard in shards]
+    places = range(len(shards) - 1, 0, -1)
+    return (at for at in places if folders[at] != folders[at - 1] or folders[0] == folders[-1])
 
 
 def _fingerprint(shards: Sequence[Shard]) -> str:

@@ -117,7 +117,9 @@ def test_models_that_go_on_from_each_other_are_asked_once(copied: Path, log: Pat
 def test_days_that_came_after_an_earlier_model_are_none_of_its_own(
     copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its job names the whole log, which has grown since; where it grew by more, nothing tells what it has seen."""
+    """Its job names the whole log, which has grown since; where it grew at its begin, too, nothing tells what it has
+    seen.
+    """
     grown = tmp_path / "log"
     shutil.copytree(log / f"day={SEEN}", grown / f"day={SEEN}")
     then = unseen_rows._fingerprint(find_shards([str(grown)]))
@@ -132,7 +134,7 @@ def test_days_that_came_after_an_earlier_model_are_none_of_its_own(
     shutil.copytree(log / f"day={LAST_DAY}", grown / f"day={LAST_DAY}")
     unseen_rows.check(model, shards_of(grown, LAST_DAY))
     assert not told_by(caplog)
-    shutil.copytree(log / f"day={DAY}", grown / f"day={DAY}")
+    shutil.copytree(log / f"day={DAY}", grown / "day=2026-11-13")
     unseen_rows.check(model, shards_of(grown, LAST_DAY))
     assert "other data are found by now than it was trained on" in caplog.text
     caplog.clear()
@@ -161,17 +163,32 @@ def test_days_that_came_after_a_model_are_none_of_its_own(
     shutil.copytree(log / f"day={SEEN}", grown / f"day={SEEN}")
     then = unseen_rows._fingerprint(find_shards([str(grown)]))
     model = renamed(copied, 0, then, train=[str(grown)], validation_fraction=0.0)
-    shutil.copytree(log / f"day={LAST_DAY}", grown / f"day={LAST_DAY}")
-    unseen_rows.check(model, shards_of(grown, LAST_DAY))
-    assert not told_by(caplog)
-    shutil.copytree(log / f"day={DAY}", grown / f"day={DAY}")
+    for day in (LAST_DAY, DAY):
+        shutil.copytree(log / f"day={day}", grown / f"day={day}")
+        unseen_rows.check(model, shards_of(grown, LAST_DAY))
+        assert not told_by(caplog)
+        with pytest.raises(DataError, match=rf"was trained on .*{SEEN}"):
+            unseen_rows.check(model, shards_of(grown, SEEN))
+    shutil.copytree(log / f"day={DAY}", grown / "day=2026-11-13")
     unseen_rows.check(model, shards_of(grown, LAST_DAY))
     (told,) = told_by(caplog)
     assert "other data are found by now than it was trained on" in told
-    shutil.rmtree(grown / f"day={LAST_DAY}")
-    shutil.rmtree(grown / f"day={DAY}")
-    with pytest.raises(DataError, match=rf"was trained on .*{SEEN}"):
-        unseen_rows.check(model, shards_of(grown, SEEN))
+
+
+def test_shards_that_came_after_a_model_into_one_folder_are_none_of_its_own(
+    copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grown = tmp_path / "log"
+    grown.mkdir()
+    for number, day in enumerate((SEEN, DAY, "2026-11-16", LAST_DAY)):
+        shutil.copyfile(next((log / f"day={day}").glob("*.parquet")), grown / f"{number}.parquet")
+    then = unseen_rows._fingerprint(find_shards([str(grown / "0.parquet"), str(grown / "1.parquet")]))
+    model = renamed(copied, 0, then, train=[str(grown)], validation_fraction=0.0)
+    changed(copied, 0, settings__schema={"time": ""})
+    unseen_rows.check(model, find_shards([str(grown / "3.parquet")]))
+    assert not told_by(caplog)
+    with pytest.raises(DataError, match=r"was trained on .*/1.parquet"):
+        unseen_rows.check(model, find_shards([str(grown / "1.parquet")]))
 
 
 def test_the_latest_folder_of_then_is_found_though_another_one_is_the_latest_now(
