@@ -163,7 +163,7 @@ def _accumulators(table: ParameterTable, block: Block) -> Iterator[Floats]:
 
 
 def _are_of_factors(layout: Layout, block: Block) -> list[bool]:
-    """Of each accumulator of a block, whether it has a row for each feature with factors, not for each feature."""
+    """For each accumulator of a block, whether it has a row for each feature with factors, not for each feature."""
     n_states = layout.n_states(block) if block.width else 0
     last = n_states if _holds_row_state(layout, block) else 0
     return [block.is_vector or number == last for number in range(1, 1 + n_states)]
@@ -188,7 +188,7 @@ def _per_entry(grown: NDArray[np.float64], vocabulary: Vocabulary) -> NDArray[np
 
 
 def _told(totals: Sequence[Any], begun: Sequence[Any], n_epochs: float) -> Iterator[Any]:
-    """Of each accumulator its growth in all becomes that to hand on; begun: of the first of them, or of none."""
+    """The growth to hand on by each accumulator, of that in all; begun: of the first of them, or of none."""
     told = min(n_epochs / _LEAST_WALKED, 1.0)
     for total, first in itertools.zip_longest(totals, begun[: len(totals)], fillvalue=0.0):
         inherited = np.minimum(first, total)  # a linear rival has no factors to inherit for
