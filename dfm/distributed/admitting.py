@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dfm.data.footers import padded_folders
 from dfm.distributed.calibrating import check_calibration
 from dfm.distributed.choosing import check_choice
 from dfm.model.warm_start import Start, find_start
@@ -24,5 +23,4 @@ def admitted(order: Order, inputs: Inputs) -> Order:
 def start_of(order: Order, inputs: Inputs) -> Start | None:
     """The model that training goes on from, or None. ModelError or SettingsError as `find_start` raises them."""
     loss = None if order.objective.is_plain else order.objective.info.to_dict()
-    padded = padded_folders(inputs.schema.integers, inputs.train)
-    return find_start(order.job, inputs.schema, loss, padded)
+    return find_start(order.job, inputs.schema, loss)

@@ -106,14 +106,14 @@ def order_vocabulary(
     earlier: Vocabulary | None = None,
     fading: tuple[float, int] = (0.0, 0),
 ) -> Vocabulary:
-    """The vocabulary of all training rows, and which indices they had at all.
+    """The vocabulary of all training rows, and which indices they, or those of an earlier model, had at all.
 
     earlier: that of a model which training goes on from; fading: the share of its counts that counts on, and the lots
     by which that is rounded.
     """
     counts = hashed.counts if earlier is None else with_earlier(hashed.counts, earlier, *fading, hash_bits)
     found = build_vocabulary(counts, columns, hash_bits, min_count, min_count_factors)
-    return replace(found, seen=seen_bits(hashed.counts, hash_bits))
+    return replace(found, seen=seen_bits(hashed.counts, hash_bits, earlier.seen if earlier else None))
 
 
 def summarise(

@@ -45,6 +45,8 @@ from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.run import Run
 from dfm.errors import DataError
 from dfm.kernels.pairs import PairCount
+from dfm.model.accumulators import Growth
+from dfm.model.warm_start import begun_growth
 from dfm.training.inputs import bound_in, nothing_left
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class Prepared:
     """Counts of missing, rare and frequent values, task by task of some: what a model is to remember."""
     pairs: PairCount | None = None
     """The pairs of an epoch, and how many rows are in some, where the loss is of pairs."""
+    begun: Growth | None = None
+    """The growth that accumulators begin with, where that of an earlier model is handed on."""
     opened: dict[str, list[Future]] = field(default_factory=dict)
     """The partitions of all replicas on single workers, by address (`brought_together`)."""
 
@@ -95,7 +99,7 @@ def prepare(run: Run) -> Prepared:
     hashed, judged = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     wanted = _wanted_of(run, training)
-    vocabulary, key = _vocabulary(run, training, merged, wanted)
+    vocabulary, key, begun = _vocabulary(run, training, merged, wanted)
     told = run.watch.submit(summarise, vocabulary, merged, wanted if run.warm else None)
     summary, account, held_out = run.watch.result(told)
     if judged:
@@ -118,6 +122,7 @@ def prepare(run: Run) -> Prepared:
         held_out=validation,
         sights=_sights(run, training, vocabulary, key),
         pairs=_pairs(run, replicas) if run.work.spec.is_paired else None,
+        begun=run.watch.result(begun) if begun else None,
     )
 
 
@@ -289,15 +294,20 @@ def _wanted_of(run: Run, reading: Reading) -> _Wanted:
     return [entry.name for entry in reading.schema.fields], model.hash_bits, model.min_count, least
 
 
-def _vocabulary(run: Run, reading: Reading, merged: Future, wanted: _Wanted) -> tuple[Future, str]:
+def _vocabulary(run: Run, reading: Reading, merged: Future, wanted: _Wanted) -> tuple[Future, str, Future | None]:
+    """The vocabulary and its key; and the growth that accumulators of its features begin with, or None."""
     units = [unit for tasks in run.inputs.plan.replicas for task in tasks for unit in task]
     made_of: tuple[object, ...] = reading.key(), wanted[1:], sorted(units_key(units), key=str)
     if run.warm is None:
-        return run.watch.submit(order_vocabulary, merged, *wanted), fingerprint(*made_of)
+        return run.watch.submit(order_vocabulary, merged, *wanted), fingerprint(*made_of), None
     earlier = run.of_start(run.warm.vocabulary)
     fading = 1.0 - run.warm.decay, int(run.warm.sha256[:8], 16)
     future = run.watch.submit(order_vocabulary, merged, *wanted, earlier, fading)
-    return future, fingerprint(*made_of, run.warm.identity, run.warm.decay)
+    begun = None
+    if run.warm.growth is not None:
+        told = run.work.layout, future, earlier, run.warm.growth, run.warm.decay
+        begun = run.watch.submit(begun_growth, *told)
+    return future, fingerprint(*made_of, run.warm.identity, run.warm.decay), begun
 
 
 def _sights(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:

@@ -108,8 +108,8 @@ def _accumulators(run: Run, prepared: Prepared, trained: Trained) -> dict[str, A
     if run.job.training.is_exact:
         return {}
     one = trained.first or trained.best
-    n_epochs = one.walked / max(prepared.account.accepted, 1) or 1.0
-    told = list(one.blocks), prepared.vocabulary, run.job.training.initial_accumulator, n_epochs
+    n_epochs = one.walked / max(prepared.account.accepted, 1)
+    told = list(one.blocks), prepared.vocabulary, run.job.training.initial_accumulator, n_epochs, prepared.begun
     growth = run.watch.result(run.watch.submit(rounds.growth_of, *told))
     return {"accumulators": growth.to_dict()} if growth else {}
 

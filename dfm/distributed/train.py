@@ -111,6 +111,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     inputs = _inputs(job)
     order = admitted(order, inputs)
     warm = start_of(order, inputs)
+    inputs = dataclasses.replace(inputs, schema=warm.read_on(inputs.schema)) if warm else inputs
     tell(plan_event(inputs))
     checkpoints = _find_checkpoints(job, inputs, warm)
     result = None

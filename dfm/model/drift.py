@@ -33,13 +33,18 @@ _FLOOR = 1e-4
 Counts = NDArray[np.int64]
 
 
-def seen_bits(counts: FeatureCounts, hash_bits: int) -> NDArray[np.uint8] | None:
-    """Which indices occur at all, a bit each, uint8[2^hash_bits / 8]; None of a hash table that is too large."""
+def seen_bits(
+    counts: FeatureCounts, hash_bits: int, before: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8] | None:
+    """Which indices occur at all, a bit each, uint8[2^hash_bits / 8]; None of a hash table that is too large. before:
+    the bits of earlier rows, whose values count as well.
+    """
     if hash_bits > MOST_SEEN_BITS:
         return None
     seen = np.zeros(1 << hash_bits, np.bool_)
     seen[counts.ids] = True
-    return np.packbits(seen)
+    bits = np.packbits(seen)
+    return bits if before is None else bits | before
 
 
 @dataclass(frozen=True, eq=False)

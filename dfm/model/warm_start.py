@@ -12,7 +12,7 @@ A model holds no optimizer state, but how fast its accumulators grew (`dfm.model
     G = G_0 + 3/4 (1 - decay) κ n
 
 for a feature that the earlier model saw n times: what is known well moves little, what is new as ever. Three quarters,
-since a chain of nights adds up what each remembers: it stays below that of three or four.
+since a chain of nights adds up what each remembers: it stays below that of four.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from dfm.errors import ModelError, SettingsError
 from dfm.events import to_json
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
-from dfm.kernels.tables import ParameterTable
-from dfm.model.accumulators import Growth
+from dfm.kernels.tables import Layout, ParameterTable
+from dfm.model.accumulators import REMEMBERED, Growth, Known
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import read_manifest
 from dfm.settings.groups import groups_of
@@ -47,8 +47,6 @@ from dfm.storage import files
 logger = logging.getLogger(__name__)
 _COUNTS_ON = "features of the earlier model count on"
 """The rule by which a vocabulary is made of an earlier one: checkpoints of another rule are none of this job."""
-_REMEMBERED = 0.75
-"""Share of what accumulators grew by in an epoch that is handed on where nothing is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,8 @@ class Start:
     growth: Growth | None = None
     """Growth of its accumulators; None where it does not say, or where the job's optimizer is another."""
     n_features: int = 0
+    integers: tuple[str, ...] = ()
+    """Columns of text today that it knows as integers: `00012` is 12 to it."""
 
     def describe(self) -> dict[str, Any]:
         """The new model's note of its origin."""
@@ -78,14 +78,19 @@ class Start:
     def identity(self) -> dict[str, str]:
         """Digests of all that training takes from it."""
         known = {name: dataclasses.asdict(statistics) for name, statistics in sorted(self.statistics.items())}
-        more = {"growth": self.growth.to_dict()} if self.growth else {}
+        more: dict[str, Any] = {"growth": self.growth.to_dict()} if self.growth else {}
+        more |= {"integers": self.integers} if self.integers else {}
         told = {"statistics": known, "candidates": self.candidates, "n_models": self.n_models, "vocabulary": _COUNTS_ON}
         taken = to_json({**told, **more})
         return {"parameters": self.sha256, "statistics": hashlib.sha256(taken.encode()).hexdigest()}
 
+    def read_on(self, schema: ResolvedSchema) -> ResolvedSchema:
+        """The schema of today's shards, by which values are read as the earlier model knows them."""
+        return dataclasses.replace(schema, integers=(*schema.integers, *self.integers))
+
     def vocabulary(self) -> Vocabulary:
-        """Its features and how often they came, without what it remembers of rows."""
-        return dataclasses.replace(self.load().vocabulary, seen=None, sights=None)
+        """Its features, how often they came and which values were ever seen, without the counts of its rows."""
+        return dataclasses.replace(self.load().vocabulary, sights=None)
 
     def load(self) -> FMModel:
         """The model. ModelError where it was replaced since this run began."""
@@ -99,14 +104,11 @@ class Start:
         return model
 
 
-def find_start(
-    job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None = None, padded: Sequence[str] = ()
-) -> Start | None:
+def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None = None) -> Start | None:
     """The job's training.warm_start, after its manifest was found to fit the job; None where there is none.
 
     schema: the job's, on the columns of its shards. loss: what the job's model will tell of its loss; None for that of
-    its task. padded: columns of integers that folders give with zeros in front. SettingsError where hashing, factors,
-    loss or schema differ.
+    its task. SettingsError where hashing, factors, loss or schema differ.
     """
     url = job.training.warm_start
     if not url:
@@ -125,7 +127,8 @@ def find_start(
             f'the loss differs from that of training.warm_start = "{url}", so its scores mean something else; use the '
             "same model.loss, or leave warm_start out and train from the beginning."
         )
-    _tell_of_integers(padded, manifest, url)
+    known = ResolvedSchema.from_dict(manifest["schema"]).integers
+    _tell_of_integers([name for name in schema.integers if name not in known], url)
     statistics = {
         name: NumberStatistics(_boundaries(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
@@ -134,18 +137,19 @@ def find_start(
     growth = Growth.from_dict(manifest["metadata"].get("accumulators"))
     if growth is not None and growth.optimizer != job.training.optimizer:
         growth = None
-    told = statistics, _chosen(manifest), options, n_models, growth, int(manifest["n_features"])
+    texts = [entry.name for entry in schema.fields if entry.kind == "categorical" and entry.name not in schema.integers]
+    integers = tuple(name for name in known if name in texts)
+    told = statistics, _chosen(manifest), options, n_models, growth, int(manifest["n_features"]), integers
     return Start(where, _parameters_sha256(manifest), decay, *told)
 
 
-def _tell_of_integers(padded: Sequence[str], manifest: Mapping[str, Any], url: str) -> None:
-    as_text = [name for name in padded if name not in manifest["schema"].get("integers", ())]
-    if as_text:
+def _tell_of_integers(names: Sequence[str], url: str) -> None:
+    if names:
         logger.warning(
-            "the model of training.warm_start = %r read the folders of %s as text, and today they are integers: values "
-            "with zeros in front (06) start afresh",
+            "the model of training.warm_start = %r does not know that values of %s are integers: where it read them as "
+            "text, those with zeros in front (06) start afresh",
             url,
-            ", ".join(as_text),
+            ", ".join(names),
         )
 
 
@@ -244,9 +248,18 @@ def warm_table(
         start = mine[ours[in_both]]
         mine[ours[in_both]] = start + kept * (earlier[theirs[in_both]] - start)
     if growth is not None:
-        known = model.vocabulary.counts[theirs], model.vocabulary.fields[theirs]
-        growth.add(warm, ours, *known, share=_REMEMBERED * (1.0 - decay))
+        known = Known(ours, model.vocabulary.counts[theirs], model.vocabulary.fields[theirs])
+        growth.add(warm, known, REMEMBERED * (1.0 - decay))
     return warm
+
+
+def begun_growth(layout: Layout, vocabulary: Vocabulary, earlier: Vocabulary, growth: Growth, decay: float) -> Growth:
+    """The growth that accumulators of a warm table begin with, by entry of its vocabulary. earlier: that of the model
+    whose growth is handed on.
+    """
+    ours, theirs = _common_rows(vocabulary.ids, earlier.ids)
+    known = Known(ours, earlier.counts[theirs], earlier.fields[theirs])
+    return growth.handed_on(layout, vocabulary, known, REMEMBERED * (1.0 - decay))
 
 
 def _common_rows(ours: NDArray[np.uint32], theirs: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

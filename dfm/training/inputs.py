@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -94,7 +94,7 @@ def find_inputs(job: Job, pins: Mapping[str, str] | None = None) -> Inputs:
     split = _row_split(job, train)
     by_path = _split_by_path(job, train, split)
     if by_path is not None:
-        train, validation, split = *by_path, RowSplit()
+        train, validation, split = by_path
     total = sum(shard.n_rows for shard in train)
     if total < job.training.n_replicas:
         raise DataError(
@@ -133,8 +133,10 @@ def automatic_held_out(n_rows: int) -> int:
     return min(max(n_rows // 10, min(_LEAST_HELD_OUT, n_rows // 5)), _MOST_HELD_OUT)
 
 
-def _split_by_path(job: Job, shards: Sequence[Shard], split: RowSplit) -> tuple[list[Shard], list[Shard]] | None:
-    """Shards before a bound and from it on, where the time column comes from the shards' paths alone."""
+def _split_by_path(job: Job, shards: list[Shard], split: RowSplit) -> tuple[list[Shard], list[Shard], RowSplit] | None:
+    """Shards before a bound and from it on, where the time column comes from the shards' paths alone, and how else
+    their rows are split: by lot where no bound is there. None where times are in the shards.
+    """
     column = job.schema.time
     if not split.is_needed or not column or not all(column in dict(shard.partition) for shard in shards):
         return None
@@ -145,7 +147,7 @@ def _split_by_path(job: Job, shards: Sequence[Shard], split: RowSplit) -> tuple[
     times = pa.array([None if time in (HIVE_NULL, *job.schema.missing) else time for time in found], pa.string())
     bound = split.bound or _bound_of_paths(times, shards, split)
     if not bound:
-        return None
+        return shards, [], replace(split, time="")
     later = at_or_after(times, bound, column).to_pylist()
     before = [shard for shard, is_later in zip(shards, later, strict=True) if not is_later]
     after = [shard for shard, is_later in zip(shards, later, strict=True) if is_later]
@@ -154,7 +156,7 @@ def _split_by_path(job: Job, shards: Sequence[Shard], split: RowSplit) -> tuple[
         raise DataError(nothing_left(bound, f"shard to train on: {column} begins at {first}; choose a later time"))
     if not after:
         raise DataError(nothing_left(bound, f"shard to validate on: {column} ends at {last}; choose an earlier time"))
-    return before, after
+    return before, after, RowSplit()
 
 
 def _bound_of_paths(times: pa.Array, shards: Sequence[Shard], split: RowSplit) -> str:

@@ -184,9 +184,13 @@ def warm_block(
     return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay, growth))
 
 
-def growth_of(blocks: Sequence[Block], vocabulary: Vocabulary, initial: float, n_epochs: float) -> Growth | None:
-    """The growth of the accumulators of the blocks, an epoch; None where the optimizer has none."""
-    return Growth.of([block.table for block in blocks], vocabulary, initial, n_epochs)
+def growth_of(
+    blocks: Sequence[Block], vocabulary: Vocabulary, initial: float, n_epochs: float, begun: Growth | None = None
+) -> Growth | None:
+    """The growth of the accumulators of the blocks, an epoch; None where the optimizer has none. begun: what they began
+    with beyond `initial`.
+    """
+    return Growth.of([block.table for block in blocks], vocabulary, initial, n_epochs, begun)
 
 
 def train_replicas(

@@ -325,7 +325,7 @@ def publish(
     SettingsError where it is a date in another form than ISO 8601.
     GateError where it is refused, unless `enforce` is off: then the answer says so. ModelError where another model lies
     in the champion's place: a model would be compared with itself. on_bad_rows: "error" or "skip"; SettingsError where
-    the two models left out other rows.
+    the two models left out other rows. Warns where the champion was trained on the shards, and a refusal says so.
     """
     options = where.storage_options
     check_order(order)
@@ -339,6 +339,7 @@ def publish(
         logger.warning("%s", rejected_text(metrics["account"], "judge by"))
     for attempt in range(1, _ATTEMPTS + 1):
         present = _champion_in_place(alias, options)
+        doubt = _unfair(candidate, present.model, data, options) if present else ""
         rival = _rival(candidate, present.model, data, where, asked, on_bad_rows) if present else None
         verdict = judge(metrics, rival, gate)
         try:
@@ -350,9 +351,12 @@ def publish(
                 return older
             if isinstance(refusal, registry.Overtaken) and attempt < _ATTEMPTS:
                 continue
-            if enforce or isinstance(refusal, registry.Overtaken):
+            if isinstance(refusal, registry.Overtaken):
                 raise
-            return _publication(alias, present.number if present else 0, verdict, [str(refusal)])
+            told = f"{refusal}{doubt and '; '}{doubt}"
+            if enforce:
+                raise GateError(told) from refusal
+            return _publication(alias, present.number if present else 0, verdict, [told])
     raise AssertionError("unreachable")
 
 
@@ -364,6 +368,19 @@ def _left_alone(candidate: str, alias: str, order: str, options: files.Options) 
     present = registry.champion(alias, options)
     older = f"{candidate} is older than the champion of {alias} and left alone: {behind}"
     return _publication(alias, present.number if present else 0, Verdict((), {}), [older], older=True)
+
+
+def _unfair(candidate: str, champion: str, data: Sequence[str], options: files.Options) -> str:
+    """A warning, which is logged, where the champion was trained on the shards that it is compared on; else ""."""
+    if unseen_rows.goes_on_from(candidate, champion, options):
+        return ""  # which was looked at with the candidate
+    try:
+        unseen_rows.check(champion, find_shards(list(data), options), options)
+    except DataError as error:
+        doubt = f"the comparison favours the champion: {error}; judge both models on rows that neither has seen"
+        logger.warning("%s", doubt)
+        return doubt
+    return ""
 
 
 def _rival(

@@ -6,10 +6,11 @@ What can be told is refused; what cannot (the log is gone, or is not found from 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,9 @@ _FORGOTTEN = 0.01
 """Share of an earlier model, after what is forgotten at each start, below which it is not asked what it has seen."""
 _MOST_STARTS = 30
 """Models that a model goes on from which are asked at most: a month of nights."""
+_MOST_FOLDERS = 100
+"""Folders by which a log may have grown since, before nobody looks any more."""
+_GROWN = "other data are found by now than it was trained on"
 _OTHER_DATA = "its job names its data by relative paths, and other data are found there than it was trained on"
 
 
@@ -67,6 +71,12 @@ def check(model: str, shards: Sequence[Shard], options: files.Options = None) ->
         )
 
 
+def goes_on_from(model: str, earlier: str, options: files.Options = None) -> bool:
+    """Whether a model goes on from another one, as far as `check` asks."""
+    known = read_manifest(model, options)["metadata"]
+    return any(_place(url) == _place(earlier) for url, told in _earlier(known, options) if told is not None)
+
+
 def _check_own(
     model: str, known: Mapping[str, Any], shards: Sequence[Shard], options: files.Options, later: _Later
 ) -> None:
@@ -76,15 +86,16 @@ def _check_own(
         if settings:
             _warn(model, "no job trained it, but an estimator")
         return
-    are_relative = any(map(_is_relative, settings["data"]["train"]))
+    is_bounded, is_placed = bool(settings["data"].get("validation_from")), _is_placed(model, settings)
     try:
         inputs = _inputs_of(model, known, options)
-        are_others = known.get("data_fingerprint") != _fingerprint(inputs.train)
-        if are_relative and are_others and not _trained_in(model, settings):
-            _warn(model, _OTHER_DATA)
-            return
-        own = {shard.url for shard in inputs.train}
+        then = _found_again(known, inputs.train, {shard.url for shard in shards})
+        if then is None and not is_placed:
+            raise DataError(_OTHER_DATA)
+        own = {shard.url for shard in (inputs.train if then is None else then)}
         both = [shard for shard in shards if shard.url in own]
+        if both and then is None and not is_bounded:
+            raise DataError(_GROWN)
         bound = _Bound(inputs.schema.time, inputs.split.bound, inputs.schema.missing)
         seen = _before(both, bound, model, options, later) if bound.moment else both
     except (DataError, SettingsError) as error:
@@ -94,7 +105,7 @@ def _check_own(
         raise DataError(
             f"the model at {model} was trained on {_listed(seen)}; evaluate it on rows that it has not seen"
         )
-    if are_relative and are_others:
+    if then is None and any(map(_is_relative, settings["data"]["train"])):
         _warn(model, _OTHER_DATA)
 
 
@@ -159,13 +170,35 @@ def _seen_by(
     train = _inputs_of(model, known, options).train
     own = {shard.url for shard in train}
     both = [shard for shard in named if shard.url in own]
-    is_placed = bool(_trained_in(model, settings)) or not any(map(_is_relative, settings["data"]["train"]))
-    if not both or (bound.moment and is_placed) or known.get("data_fingerprint") == _fingerprint(train):
+    if not both or (bound.moment and _is_placed(model, settings)):
         return both
-    judged = {shard.url for shard in both}
-    if known.get("data_fingerprint") == _fingerprint([shard for shard in train if shard.url not in judged]):
-        return []  # they came after it
-    raise DataError("other data are found by now than it was trained on")
+    then = _found_again(known, train, {shard.url for shard in both})
+    if then is None:
+        raise DataError(_GROWN)
+    there = {shard.url for shard in then}
+    return [shard for shard in both if shard.url in there]
+
+
+def _found_again(known: Mapping[str, Any], train: Sequence[Shard], judged: Set[str]) -> Sequence[Shard] | None:
+    """The shards that a model was trained on, among those that its job names by now: all of these, those that are not
+    judged, or those before one of the latest folders, as a log grows by days. None where no such choice has the
+    fingerprint of its data.
+    """
+
+    def choices() -> Iterator[Sequence[Shard]]:
+        yield train
+        yield [shard for shard in train if shard.url not in judged]
+        for end in itertools.islice(_ends(train), _MOST_FOLDERS):
+            yield train[:end]
+
+    return next((found for found in choices() if _fingerprint(found) == known.get("data_fingerprint")), None)
+
+
+def _ends(shards: Sequence[Shard]) -> Iterator[int]:
+    """The places, the latest first, where another folder begins; where all lie in one, those of shards."""
+    folders = [shard.url.rpartition("/")[0] for shard in shards]
+    places = range(len(shards) - 1, 0, -1)
+    return (at for at in places if folders[at] != folders[at - 1] or folders[0] == folders[-1])
 
 
 def _fingerprint(shards: Sequence[Shard]) -> str:
@@ -210,6 +243,11 @@ def _trained_in(model: str, tables: Mapping[str, Any]) -> str:
     if not _is_relative(directory) or directory.startswith("..") or not where.endswith(below):
         return ""
     return where.removesuffix(below) or os.sep
+
+
+def _is_placed(model: str, tables: Mapping[str, Any]) -> bool:
+    """Whether it is known where the training data of a job lie."""
+    return bool(_trained_in(model, tables)) or not any(map(_is_relative, tables["data"]["train"]))
 
 
 def _is_relative(path: str) -> bool:

@@ -24,7 +24,10 @@ from dfm.data.parquet import Shard, Unit, find_shards, read_unit
 from dfm.data.reading import Reading
 from dfm.data.schema import ResolvedSchema
 from dfm.model.fm_model import FMModel
+from dfm.model.folder import read_manifest
 from dfm.model.manifest import check_manifest
+from dfm.model.warm_start import Start, find_start
+from dfm.settings.job import Job
 from dfm.settings.tables import Schema
 from tests.support.small_jobs import in_process_client
 
@@ -208,14 +211,24 @@ def test_the_manifest_says_so_and_models_of_before_keep_their_text(trained: tupl
     assert same != other
 
 
-def test_a_warm_start_from_a_model_of_before_says_what_starts_afresh(
-    trained: tuple[FMModel, Path, str], caplog: pytest.LogCaptureFixture
+def test_a_warm_start_reads_on_by_the_integers_of_its_start_and_says_what_starts_afresh(
+    trained: tuple[FMModel, Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from dfm.model.warm_start import _tell_of_integers
+    model, _, url = trained
+    text = dataclasses.replace(model.schema, integers=())
+    FMModel(text, model.task, model.vocabulary, model.table, model.statistics).save(str(tmp_path / "of before"))
 
-    schema = trained[0].schema
+    def start_of(place: str, schema: ResolvedSchema) -> Start:
+        tables = read_manifest(url)["metadata"]["settings"]
+        found = find_start(Job.from_dict({**tables, "training": {"warm_start": place}}), schema)
+        assert found is not None
+        return found
+
     with caplog.at_level(logging.WARNING, logger="dfm"):
-        _tell_of_integers(["hour"], {"schema": schema.to_dict()}, "yesterday")
+        for today in (model.schema, text):
+            assert start_of(url, today).read_on(today).integers == ("hour",)
+        assert start_of(str(tmp_path / "of before"), text).read_on(text) == text
         assert caplog.messages == []
-        _tell_of_integers(["hour"], {"schema": {}}, "yesterday")
-    assert "read the folders of hour as text" in caplog.messages[0]
+        assert start_of(str(tmp_path / "of before"), model.schema).integers == ()
+    (told,) = caplog.messages
+    assert "does not know that values of hour are integers" in told

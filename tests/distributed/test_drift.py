@@ -80,6 +80,21 @@ def test_rare_values_are_told_from_those_never_seen(model: tuple[str, Path], cli
     check_columns(records, rows(2), rows(1))
 
 
+def test_what_an_earlier_night_has_seen_is_not_new_to_the_next_one(
+    model: tuple[str, Path], client: Client, tmp_path: Path
+) -> None:
+    """Rare values of the first night are too rare for parameters, and none of them came in the second."""
+    url, folder = model
+    pq.write_table(rows(6), tmp_path / "second.parquet")
+    schema = {"categorical": ["a", "rare", "wide"], "numeric": ["price"]}
+    tables = tables_of(tmp_path / "second.parquet", tmp_path, schema=schema, data={"validation_fraction": 0})
+    tables |= {"model": {"hash_bits": 22, "min_count": MIN_COUNT}, "training": {"warm_start": url}}
+    second = jobs.train(tables, client).model_url
+    for log in (str(folder / "log"), str(tmp_path / "second.parquet")):
+        assert found(second, log, client)["rare"]["unseen"] == 0
+    assert found(second, rows(7), client)["rare"]["unseen"] == pytest.approx(0.1, abs=0.001)
+
+
 def test_a_column_that_was_shifted_is_named_first(model: tuple[str, Path], client: Client, tmp_path: Path) -> None:
     now = rows(3, missing=0.5)
     pq.write_table(now, tmp_path / "0.parquet")

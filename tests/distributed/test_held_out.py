@@ -117,6 +117,18 @@ def test_the_latest_folder_is_held_out_as_a_whole(client: Client, tmp_path: Path
     assert not log.joinpath("0.parquet").exists()
 
 
+def test_a_folder_that_is_too_large_for_all_is_told_once_and_the_plan_says_who_validates(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, client: Client
+) -> None:
+    write_log(tmp_path / "log" / "day=2026-11-01", 1)
+    told: list[dict[str, Any]] = []
+    tables = tables_of(tmp_path / "log", tmp_path, schema={"time": "day"})
+    assert jobs.train(tables, client, on_event=told.append).validation["rows"] == pytest.approx(1_000, rel=0.1)
+    plan = next(event for event in told if event["event"] == "plan")
+    assert plan["held_out"].startswith("about 1,000 of these rows, chosen by shard and row number")
+    assert caplog.text.count("rows are held out by lot") == 1
+
+
 def test_times_without_an_order_and_days_that_are_too_long_leave_it_to_the_lot(
     client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ from distributed import Client
 from dfm import jobs
 from dfm.distributed.train import TrainResult
 from dfm.errors import RunCancelled, SettingsError
+from dfm.model.fm_model import FMModel
 from dfm.model.folder import read_manifest
 from dfm.settings.tables import TrainingSettings
 from tests.support.small_jobs import FIRST_DAY, LAST_DAY, job_tables, read_log
@@ -35,9 +36,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("today")
 
 
-def today(log: Path, work: Path, client: Client, name: str, **training: Any) -> TrainResult:
-    """One epoch on the third day alone, validated on the fourth."""
-    data = {"train": [str(log / f"day={day}") for day in ("2026-11-16", LAST_DAY)]}
+def today(log: Path, work: Path, client: Client, name: str, validates: bool = True, **training: Any) -> TrainResult:
+    """One epoch on the third day alone, validated on the fourth, or on none."""
+    data: dict[str, Any] = {"train": [str(log / f"day={day}") for day in ("2026-11-16", LAST_DAY)[: 1 + validates]]}
+    data |= {} if validates else {"validation_from": "", "validation_fraction": 0.0}
     output = {"directory": str(work / name)}
     return jobs.train(job_tables(log, work, data=data, training={**EPOCH, **training}, output=output), client)
 
@@ -86,7 +88,58 @@ def test_a_start_that_no_epoch_beats_is_published_and_told(
     earlier, later = yesterday.model, result.model
     _, theirs, ours = np.intersect1d(earlier.vocabulary.ids, later.vocabulary.ids, return_indices=True)
     assert len(theirs) == earlier.vocabulary.n_features
+    then, now = (sums_of_slopes(each) for each in (earlier, later))
+    assert now.sum() == pytest.approx(then.sum(), rel=1e-4)  # nothing was learnt, and nothing forgotten
     np.testing.assert_array_equal(later.table.linear_weights[ours], earlier.table.linear_weights[theirs])
+
+
+def sums_of_slopes(model: FMModel) -> np.ndarray:
+    """By column, the growth of the linear weights' accumulators that a model hands on, of all entries."""
+    per_entry = np.array(model.metadata["accumulators"]["by_field"]["linear"][0])
+    return per_entry * np.bincount(model.vocabulary.fields, model.vocabulary.counts, len(per_entry))
+
+
+def test_epochs_of_a_night_forget_nothing_of_the_nights_before(
+    log: Path, work: Path, client: Client, yesterday: TrainResult
+) -> None:
+    """Four epochs over today's rows count as one; what was known before today's first row counts as it did."""
+    more = {"warm_start": yesterday.model_url, "n_epochs": 4}
+    nights = [today(log, work, client, name, validates=False, **kind) for name, kind in (("4", more), ("1", {}))]
+    then, now, alone = (sums_of_slopes(each.model) for each in (yesterday, *nights))
+    kept = 0.75 * (1 - TrainingSettings().warm_start_decay) * then
+    assert (now > kept).all()
+    np.testing.assert_allclose(now.sum(), (kept + alone).sum(), rtol=0.15)
+
+
+@pytest.mark.parametrize("is_integer_first", [True, False])
+def test_a_column_whose_text_has_zeros_in_front_goes_on_from_integers_and_a_warning_tells_where_it_cannot(
+    work: Path, client: Client, caplog: pytest.LogCaptureFixture, is_integer_first: bool
+) -> None:
+    """A night of `dfm convert` has whole numbers alone, the next one an `x0` among them."""
+    folder, rng = work / f"users {is_integer_first}", np.random.default_rng(5)
+    folder.mkdir()
+    users, label = rng.integers(1, 60, 2000), rng.integers(0, 2, 2000)
+    texts = [f"{user:05}" for user in users[:-1]] + ["x0"]
+    columns = [pa.array(users), pa.array(texts)]
+    url, models = "", []
+    for night, column in enumerate(columns if is_integer_first else columns[::-1]):
+        pq.write_table(pa.table({"label": label, "user": column}), folder / f"{night}.parquet")
+        data = {"train": str(folder / f"{night}.parquet"), "validation_from": ""}
+        schema = {"time": "", "numeric": [], "categorical": ["user"]}
+        output = {"directory": str(folder / f"out {night}")}
+        training = {**EPOCH, "warm_start": url}
+        tables = job_tables(folder, work, data=data, schema=schema, training=training, output=output)
+        caplog.clear()
+        models.append(jobs.train(tables, client).model)
+        url = output["directory"] + "/model"
+    known = np.isin(models[0].vocabulary.ids, models[1].vocabulary.ids).mean()
+    if is_integer_first:
+        assert known > 0.95
+        assert models[1].schema.integers == ("user",)
+        assert "start afresh" not in caplog.text
+    else:
+        assert "does not know that values of user are integers" in caplog.text
+        assert "those with zeros in front (06) start afresh" in caplog.text
 
 
 def test_values_that_do_not_come_today_fade_and_are_forgotten_one_day(

@@ -341,6 +341,27 @@ def test_the_gate_decides_and_the_alias_follows(candidate, log: Path, work: Path
     assert registry.model_of(alias) == candidate["model"]
 
 
+def test_a_champion_that_was_trained_on_the_window_is_told_and_a_refusal_says_so(
+    candidate, log: Path, work: Path, tmp_path: Path, where: steps.Where, caplog: pytest.LogCaptureFixture
+):
+    alias, seen = str(tmp_path / "champion"), [day(log, DAYS[2])]
+    steps.publish(candidate["model"], alias, [day(log, LAST_DAY)], GATE, where)
+    training, output = {"n_epochs": 1}, {"directory": str(tmp_path / "fresh")}
+    fresh = steps.train_once(job_on(log, work, DAYS[:1], training=training, output=output), "fresh", where)
+    training, output = {**training, "warm_start": candidate["model"]}, {"directory": str(tmp_path / "next")}
+    later = steps.train_once(job_on(log, work, DAYS[:1], training=training, output=output), "next", where)
+    caplog.clear()
+    told = r"the comparison favours the champion: .* was trained on .*day=2026-11-16.*rows that neither has seen"
+    with pytest.raises(GateError, match=rf"times the champion's.*; {told}"):
+        steps.publish(fresh["model"], alias, seen, GATE, where)
+    assert caplog.text.count("the comparison favours the champion") == 1
+    refused = steps.publish(fresh["model"], alias, seen, GATE, where, enforce=False)
+    assert "favours the champion" in refused["refusals"][0]
+    caplog.clear()
+    steps.publish(later["model"], alias, [day(log, LAST_DAY)], GATE, where, enforce=False)
+    assert "favours" not in caplog.text
+
+
 def test_a_gate_may_leave_out_bad_rows_of_its_window_and_says_so(
     candidate, log: Path, tmp_path: Path, where: steps.Where, caplog: pytest.LogCaptureFixture, client: Client
 ):

@@ -117,7 +117,9 @@ def test_models_that_go_on_from_each_other_are_asked_once(copied: Path, log: Pat
 def test_days_that_came_after_an_earlier_model_are_none_of_its_own(
     copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its job names the whole log, which has grown since; where it grew by more, nothing tells what it has seen."""
+    """Its job names the whole log, which has grown since; where it grew at its begin, too, nothing tells what it has
+    seen.
+    """
     grown = tmp_path / "log"
     shutil.copytree(log / f"day={SEEN}", grown / f"day={SEEN}")
     then = unseen_rows._fingerprint(find_shards([str(grown)]))
@@ -132,7 +134,7 @@ def test_days_that_came_after_an_earlier_model_are_none_of_its_own(
     shutil.copytree(log / f"day={LAST_DAY}", grown / f"day={LAST_DAY}")
     unseen_rows.check(model, shards_of(grown, LAST_DAY))
     assert not told_by(caplog)
-    shutil.copytree(log / f"day={DAY}", grown / f"day={DAY}")
+    shutil.copytree(log / f"day={DAY}", grown / "day=2026-11-13")
     unseen_rows.check(model, shards_of(grown, LAST_DAY))
     assert "other data are found by now than it was trained on" in caplog.text
     caplog.clear()
@@ -141,6 +143,72 @@ def test_days_that_came_after_an_earlier_model_are_none_of_its_own(
     assert not told_by(caplog)
     with pytest.raises(DataError, match="goes on from"):
         unseen_rows.check(model, shards_of(grown, SEEN))
+
+
+def renamed(folder: Path, night: int, fingerprint: str, **data: Any) -> str:
+    """The model of a night, of which settings and data are changed as if it had been trained so."""
+    changed(folder, night, settings__data=data)
+    manifest = folder / f"{night}" / "model" / "model.json"
+    known = json.loads(manifest.read_text())
+    known["metadata"]["data_fingerprint"] = fingerprint
+    manifest.write_text(json.dumps(known))
+    return str(manifest.parent)
+
+
+def test_days_that_came_after_a_model_are_none_of_its_own(
+    copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its job names the whole log, and no moment from which on rows validate: the log has grown since."""
+    grown = tmp_path / "log"
+    shutil.copytree(log / f"day={SEEN}", grown / f"day={SEEN}")
+    then = unseen_rows._fingerprint(find_shards([str(grown)]))
+    model = renamed(copied, 0, then, train=[str(grown)], validation_fraction=0.0)
+    for day in (LAST_DAY, DAY):
+        shutil.copytree(log / f"day={day}", grown / f"day={day}")
+        unseen_rows.check(model, shards_of(grown, LAST_DAY))
+        assert not told_by(caplog)
+        with pytest.raises(DataError, match=rf"was trained on .*{SEEN}"):
+            unseen_rows.check(model, shards_of(grown, SEEN))
+    shutil.copytree(log / f"day={DAY}", grown / "day=2026-11-13")
+    unseen_rows.check(model, shards_of(grown, LAST_DAY))
+    (told,) = told_by(caplog)
+    assert "other data are found by now than it was trained on" in told
+
+
+def test_shards_that_came_after_a_model_into_one_folder_are_none_of_its_own(
+    copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grown = tmp_path / "log"
+    grown.mkdir()
+    for number, day in enumerate((SEEN, DAY, "2026-11-16", LAST_DAY)):
+        shutil.copyfile(next((log / f"day={day}").glob("*.parquet")), grown / f"{number}.parquet")
+    then = unseen_rows._fingerprint(find_shards([str(grown / "0.parquet"), str(grown / "1.parquet")]))
+    model = renamed(copied, 0, then, train=[str(grown)], validation_fraction=0.0)
+    changed(copied, 0, settings__schema={"time": ""})
+    unseen_rows.check(model, find_shards([str(grown / "3.parquet")]))
+    assert not told_by(caplog)
+    with pytest.raises(DataError, match=r"was trained on .*/1.parquet"):
+        unseen_rows.check(model, find_shards([str(grown / "1.parquet")]))
+
+
+def test_the_latest_folder_of_then_is_found_though_another_one_is_the_latest_now(
+    copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three days, of which the last one validated; two came since, and move by themselves from where on rows do."""
+    grown, days = tmp_path / "log", ("2026-11-14", "2026-11-15", "2026-11-16")
+    for day in days:
+        shutil.copytree(log / f"day={day}", grown / f"day={day}")
+    then = unseen_rows._fingerprint([shard for day in days[:2] for shard in shards_of(grown, day)])
+    model = renamed(copied, 0, then, train=[str(grown)], validation_fraction=0.2)
+    changed(copied, 0, settings__schema={"time": "day"})
+    for day in ("2026-11-17", "2026-11-18"):
+        shutil.copytree(log / f"day={LAST_DAY}", grown / f"day={day}")
+    for day in ("2026-11-16", "2026-11-17", "2026-11-18"):
+        unseen_rows.check(model, shards_of(grown, day))
+    assert not told_by(caplog)
+    for day in days[:2]:
+        with pytest.raises(DataError, match=rf"was trained on .*{day}"):
+            unseen_rows.check(model, shards_of(grown, day))
 
 
 def test_settings_that_are_legal_no_more_are_told_and_refuse_nothing(

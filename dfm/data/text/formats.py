@@ -70,10 +70,14 @@ def _looks_sparse(lines: Sequence[str]) -> bool:
 
 
 def _looks_like_criteo(lines: Sequence[str]) -> bool:
+    """Whether most lines are whole: what strips blanks from the ends of lines takes columns without values along."""
     rows = [line.split("\t") for line in lines]
     counts = [value for row in rows for value in row[:14]]
-    return {len(row) for row in rows} == {len(CRITEO_NAMES)} and all(
-        re.fullmatch(r"-?[0-9]*", value) for value in counts
+    n_whole = sum(len(row) == len(CRITEO_NAMES) for row in rows)
+    return (
+        n_whole > len(rows) // 2
+        and max(map(len, rows)) == len(CRITEO_NAMES)
+        and all(re.fullmatch(r"-?[0-9]*", value) for value in counts)
     )
 
 

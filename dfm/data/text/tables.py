@@ -36,6 +36,7 @@ _VALUE = re.compile(
 )
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _HEXADECIMAL, _LONG = r"^\s*[-+]?0[xX]", r"^\s*[-+]?\d{16,}\s*$"
+_PADDED = r"^\s*[-+]?0\d+\s*$"
 _EXACT = 2**53
 """The largest number below which float64 has every integer."""
 _MOST_SHOWN = 80
@@ -262,6 +263,12 @@ def table_reader(
             "%s had no value in what was looked at, and is kept as text; where it has numbers later on, say --type "
             "%s=number (or integer)", ", ".join(map(repr, empty[:8])), shlex.quote(empty[0]),
         )  # fmt: skip
+    padded = [name for name, one in zip(names, found, strict=True) if one.loses_zeros and name not in types]
+    if padded:
+        logger.warning(
+            "%s has whole numbers with zeros in front, which are lost: where these are codes, say --type %s",
+            ", ".join(map(repr, padded[:8])), shlex.quote(padded[0] + "=text"),
+        )  # fmt: skip
     chosen = (KINDS[types[name]] if name in types else one.type for name, one in zip(names, found, strict=True))
     return TableReader(
         names, tuple(pa.string() if kind == pa.null() else kind for kind in chosen), *separators, missing
@@ -269,10 +276,18 @@ def table_reader(
 
 
 class _Looks(NamedTuple):
-    """The type that a column seems to have. is_wide: it has integers that no float64 tells apart."""
+    """The type that a column seems to have. is_wide: it has integers that no float64 tells apart; is_padded: some have
+    zeros in front.
+    """
 
     type: pa.DataType
     is_wide: bool = False
+    is_padded: bool = False
+
+    @property
+    def loses_zeros(self) -> bool:
+        """Whether zeros in front are lost."""
+        return self.is_padded and self.type in (pa.int64(), pa.float64())
 
 
 def _looks(
@@ -295,7 +310,7 @@ def _look(kind: pa.DataType, column: pa.ChunkedArray) -> _Looks:
     if _any(column, _HEXADECIMAL):
         return _Looks(pa.string())
     is_wide = any(abs(int(text)) > _EXACT for text in column.filter(_matches(column, _LONG)).to_pylist())
-    return _Looks(pa.string() if is_wide and kind == pa.float64() else kind, is_wide)
+    return _Looks(pa.string() if is_wide and kind == pa.float64() else kind, is_wide, _any(column, _PADDED))
 
 
 def _matches(column: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
@@ -332,7 +347,8 @@ def _both(first: _Looks, second: _Looks) -> _Looks:
     """A column that looks like one thing here and like another there."""
     is_wide = first.is_wide or second.is_wide
     kind = _type_of_both(first.type, second.type)
-    return _Looks(pa.string() if is_wide and kind == pa.float64() else kind, is_wide)
+    kind = pa.string() if is_wide and kind == pa.float64() else kind
+    return _Looks(kind, is_wide, first.is_padded or second.is_padded)
 
 
 def _type_of_both(one: pa.DataType, other: pa.DataType) -> pa.DataType:

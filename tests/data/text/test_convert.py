@@ -78,6 +78,18 @@ def test_a_converted_log_is_told_by_its_lines_and_its_job_trains(tmp_path: Path,
     assert result.validation["auc"] > 0.9
 
 
+def test_a_log_of_criteo_that_lost_columns_of_some_lines_is_known_and_the_lines_are_told(tmp_path: Path) -> None:
+    """As an editor does that strips blanks, tabs too, from the ends of lines."""
+    path = write(tmp_path, "criteo", 90)
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].rstrip()
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"line 4: 39 columns instead of 40"):
+        convert(str(path), str(tmp_path / "shards"))
+    found = convert(str(path), str(tmp_path / "shards"), on_bad_rows="skip", max_bad_fraction=0.1)
+    assert (found.format, found.account.written, found.account.rejected) == ("criteo", 89, 1)
+
+
 def test_one_process_and_two_write_the_same_bytes_and_teach_the_same_model(tmp_path: Path) -> None:
     (tmp_path / "text" / "day=1").mkdir(parents=True)
     (tmp_path / "text" / "day=2").mkdir()

@@ -127,6 +127,19 @@ def test_a_value_among_integers_advises_what_it_is(value: str, kind: str) -> Non
     assert f"--type price={kind}" in fault.remedy
 
 
+def test_zeros_in_front_of_whole_numbers_are_told_before_they_are_lost(caplog: pytest.LogCaptureFixture) -> None:
+    samples = [b"1,7,0,x0\n", b"0012,00.5,0,001\n"]
+    found = table_reader(("user id", "price", "click", "text"), samples, (",", '"'), {}, ())
+    assert found.types == (pa.int64(), pa.float64(), pa.int64(), pa.string())
+    (told,) = caplog.messages
+    assert told.startswith("'user id' has whole numbers with zeros in front, which are lost")
+    assert "--type 'user id=text'" in told
+    caplog.clear()
+    for kind in ("text", "integer"):
+        table_reader(("user", "click"), [b"0012,1\n"], (",", '"'), {"user": kind}, ())
+    assert not caplog.messages
+
+
 def test_a_column_without_values_in_the_samples_is_told(caplog: pytest.LogCaptureFixture) -> None:
     found = table_reader(("a", "b c", "d"), [b"1,,\n", b"2,,x\n"], (",", '"'), {}, ())
     assert found.types == (pa.int64(), pa.string(), pa.string())
