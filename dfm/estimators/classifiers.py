@@ -243,8 +243,9 @@ class FMClassifier(_Classifier, FactorParameters):
     Training. optimizer: as in a job file; l1_linear and ftrl_beta are read by one of them alone. learning_rate,
     factor_rate_scale, l2_factors, init_stdev and tune are the knobs of a job file, where "auto" means what the rows and
     a pilot say. schedule, n_epochs: "auto" for "plateau" and 20 epochs at most where rows are evaluated, and for a
-    constant rate and 100 where none are; a training that has no plateau ends when the loss (of the evaluation rows if
-    there are any, else of the training rows) fell by less than tol in each of `patience` epochs (None: never).
+    constant rate and 100 where none are, or tol is None; a training that has no plateau ends when the loss (of the
+    evaluation rows if there are any, else of the training rows) fell by less than tol in each of `patience` epochs
+    (None: never).
     early_stopping: hold out validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on, and
     none for "mcmc". Where rows are evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start:
     fit goes on from the last fit: what was learnt stays, categories that are new come in, and numbers are scaled as

@@ -299,9 +299,9 @@ def knob(
 
 
 def show(value: object) -> str:
-    """The value as TOML would write it, shortened to one line."""
+    """The value as TOML would write it, which has no None, shortened to one line."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = "None" if value is None else json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
         text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -113,6 +113,8 @@ def test_what_makes_no_pairs_is_refused() -> None:
         FMRanker().fit(X, [0, 1, 2, 0, 1, 2])
     with pytest.raises(SettingsError, match="'logistic' is not of pairs of rows"):
         FMRanker(loss="logistic").fit(X, y)
+    with pytest.raises(SettingsError, match='optimizer = "Adam" is not legal'):
+        FMRanker(optimizer="Adam").fit(X, y)
     with pytest.raises(SettingsError, match=r"expected \(X, y, group\)"):
         FMRanker().fit(X, y, eval_set=(X, y))
     columns = {"a": ["x", "y"] * 3, "b": ["z"] * 6}
