@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from sklearn.utils.metaestimators import available_if
 
+from dfm.data.labels import told_of_rounding
 from dfm.errors import SettingsError
 from dfm.estimators.base import LoneMachine
 from dfm.estimators.features import is_dask, is_path
 from dfm.estimators.labels import LabelEncoding, LabelSummary
-from dfm.estimators.notes import tell_of_unit
+from dfm.estimators.notes import tell_of_labels
 from dfm.estimators.recipes import FactorParameters, takes_rows_apart
 from dfm.estimators.shards import read_shards
 from dfm.kernels.losses import DEFAULT_LOSSES
@@ -92,8 +93,10 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
         objective = self._objective()
+        if not summary.is_constant:
+            tell_of_labels(told_of_rounding(summary.mean, summary.deviation))
         if not objective.takes_any_unit:
-            tell_of_unit(objective.told_of_unit(summary.deviation))
+            tell_of_labels(objective.told_of_unit(summary.deviation))
             return LabelEncoding(least=0.0 if objective.label_kind == "counts" else -math.inf)
         return LabelEncoding(mean=summary.mean, scale=summary.deviation)
 

@@ -224,6 +224,19 @@ def test_a_loss_that_takes_labels_as_they_are_tells_of_their_unit(caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize(("loss", "unit"), [("squared", 10.0), ("huber", 11.0)])
+def test_labels_that_are_large_for_their_spread_are_told(caplog, loss, unit):
+    """A job warns of them, too: 32 bits keep little of them. Of each text there is one warning."""
+    moments = 1.7e9 + unit * X[:, 0]
+    with caplog.at_level("WARNING", "dfm"):
+        LinearRegressor(loss=loss, n_epochs=1).fit(X, moments - 1.7e9)
+        LinearRegressor(n_epochs=1).fit(X, np.full(600, 1.7e9))
+        assert "kept to" not in caplog.text
+        LinearRegressor(loss=loss, n_epochs=1).fit(X, moments)
+    assert "labels around 1.7e+09 are kept to 128, and their deviation is" in caplog.text
+    assert "subtract a constant" in caplog.text
+
+
 def test_class_weights_are_sample_weights():
     rare = X[:, 0] > 1.3
     balanced = LinearClassifier(class_weight="balanced", n_epochs=5).fit(X, rare)
