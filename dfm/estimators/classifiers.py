@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -126,6 +127,14 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         """Logarithms of the probabilities, float64[n_rows, n_classes]."""
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share of rows whose class is predicted, by their weights.
+
+        X: in any form that `fit` takes; of shards, y and sample_weight are names of columns. A collection is computed.
+        """
+        predicted, labels, weights = self._judged(X, y, sample_weight)
+        return float(accuracy_score(labels, predicted, sample_weight=weights))
 
     @property
     def coef_(self) -> NDArray[np.float32]:
