@@ -219,6 +219,7 @@ class ListOf:
         if self.lone and isinstance(value, str | os.PathLike):
             value = [value] if value != "" else []
         if not isinstance(value, list | tuple):
+            self.item.parse(value)  # who refuses it in brackets, too, has the better hint
             raise Illegal("Put it in [brackets].")
         if len(value) < self.at_least:
             raise Illegal
