@@ -223,6 +223,8 @@ def arrow_array(values: Any, are_numbers: bool = False) -> pa.Array | pa.Chunked
         return pa.chunked_array(values)  # a column of polars, or of another library of Arrow
     if isinstance(values, str | bytes):
         raise TypeError(f"{values!r} is one value")
+    if hasattr(getattr(values, "dtype", None), "fill_value"):  # a sparse column of pandas, which Arrow does not know
+        return pa.array(np.asarray(values), from_pandas=True)
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):

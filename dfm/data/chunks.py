@@ -24,6 +24,7 @@ from dfm.data.draw import lots_of
 from dfm.data.encoding import Coded, Encoded, are_coded, code_batch, encode_batch
 from dfm.data.hashed_rows import HashedRows, arranged, concatenate_rows
 from dfm.data.known_tables import MOST_CODES, KnownTables
+from dfm.data.labels import told_of_rounding
 from dfm.data.parquet import Batch, Unit, naming_shard
 from dfm.data.reading import Reading, batches_of_each, kept_batches, sampled_batch, units_key
 from dfm.data.texts import text_hashes
@@ -32,8 +33,6 @@ from dfm.errors import DataError
 from dfm.storage.arrays import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
-_COARSE = 0.01
-"""Steps of 32-bit labels, in parts of their deviation, from which on a warning is due."""
 Seed = tuple[int, ...] | None
 """Entropy for NumPy's SeedSequence; None leaves rows in their order."""
 
@@ -208,7 +207,9 @@ def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -
     schema = reading.schema
     if account.accepted:
         account.check_any("train on", schema.weight)
-        _tell_of_rounding(account.labels, schema.label)
+        labels = account.labels
+        if not labels.is_constant and (told := told_of_rounding(labels.mean, labels.deviation)):
+            logger.warning("%s from column %r first", told, schema.label)
     if not account.accepted or not account.labels.is_constant:
         return
     if reading.task != "classification" or account.labels.least not in (0.0, 1.0):
@@ -222,16 +223,6 @@ def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -
         f"holds {', '.join(_labels_seen(reading, units))}. Name the positive labels in schema.label_positive, another "
         "column as schema.label, or train on data that has both classes"
     )
-
-
-def _tell_of_rounding(labels: LabelMoments, column: str) -> None:
-    """Warn of labels that are large for their spread: they are centered after 32 bits have rounded them."""
-    step = float(np.spacing(np.float32(abs(labels.mean))))
-    if not labels.is_constant and step > _COARSE * labels.deviation:
-        logger.warning(
-            "labels around %g are kept to %g, and their deviation is %g: subtract a constant from column %r first",
-            *(labels.mean, step, labels.deviation, column),
-        )
 
 
 def _labels_seen(reading: Reading, units: Sequence[Unit]) -> list[str]:

@@ -18,6 +18,8 @@ from dfm.errors import DataError
 LABEL_KINDS = ("classification", "shares", "counts", "regression")
 """Which labels are legal: 0 or 1; from 0 to 1; 0 or more; any finite number."""
 NO_NUMBER, NOT_BINARY = "label is not a number", "label is neither 0 nor 1"
+_COARSE = 0.01
+"""Steps of 32-bit labels, in parts of their deviation, from which on a warning is due."""
 _WORDS = {"-1": "1", "false": "true", "f": "t", "no": "yes", "n": "y", "neg": "pos", "negative": "positive"}
 """Labels that stand for 0 in logs of other habits, and the one that then stands for 1."""
 
@@ -31,6 +33,14 @@ def illegal(values: NDArray[np.float64], kind: str) -> tuple[NDArray[np.bool_], 
     if kind == "classification":
         return (values != 0) & (values != 1), NOT_BINARY
     return np.zeros(len(values), np.bool_), ""
+
+
+def told_of_rounding(mean: float, deviation: float) -> str:
+    """The warning of numbers that are large for their deviation, as 32 bits round them; "" where they are not."""
+    step = float(np.spacing(np.float32(abs(mean))))
+    if step <= _COARSE * deviation:
+        return ""
+    return f"labels around {mean:g} are kept to {step:g}, and their deviation is {deviation:g}: subtract a constant"
 
 
 def positive_rows(array: pa.Array, positive: Sequence[str], column: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

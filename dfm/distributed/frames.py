@@ -13,7 +13,7 @@ from distributed import Client
 from dfm.data.accounting import NO_ROW_GROUP, RowAccount
 from dfm.data.parquet import Batch, Shard
 from dfm.distributed.evaluate import Evaluation, added, evaluate_batches, labelled_columns, tally_batches, together
-from dfm.errors import DataError
+from dfm.distributed.texts import refuse_truths, truths_among
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import ClassificationTally
 from dfm.model.rows import batches_of, in_columns, numeric_of
@@ -54,9 +54,8 @@ def evaluate_collection(
     """The same of a frame of Dask, by partitions: on the client's cluster, the current one, or threads here. DataError
     where Dask made text of a column that the model learnt otherwise.
     """
-    texts = {str(name) for name, kind in frame.dtypes.items() if type(kind).__name__ == "StringDtype"}
-    _refuse_texts(texts & _learnt_as_lists(model), "holds text, and the model learnt lists")
-    names, truths = [f"partition {number} of the frame" for number in range(frame.npartitions)], _truths(model, texts)
+    truths = truths_among(frame, model.tokens, model.vocabulary)
+    names = [f"partition {number} of the frame" for number in range(frame.npartitions)]
     arguments = [(on_bad_rows, name, slicing, truths) for name in names]
     parts = _by_partition(model, frame, client, evaluate_partition, arguments)
     return together([Evaluation(model.objective.empty(), RowAccount()), *parts])
@@ -68,43 +67,8 @@ def evaluate_partition(
     """Metrics of a frame of pandas, part of one of Dask. truths: columns of text in it whose true and false the model
     learnt.
     """
-    texts = {column for column in truths if frame[column].isin(_TEXTS_OF_TRUTHS).any()}
-    _refuse_texts(texts, "holds the texts True and False, and the model learnt true and false")
+    refuse_truths(frame, truths)
     return evaluate_rows(model, frame, on_bad_rows, name, slicing)
-
-
-_TEXTS_OF_TRUTHS = ["True", "False"]
-"""Texts that Dask makes of a column of objects, of truths with gaps; they are other categories than true and false."""
-
-
-def _truths(model: FMModel, columns: Set[str]) -> set[str]:
-    """Those of the columns of which the model learnt true or false, and none of the texts that Dask makes of them."""
-    categorical = {entry.name for entry in model.schema.fields if entry.kind == "categorical"}
-    return {
-        column
-        for column in columns & categorical
-        if _learnt(model, column, [True, False]) and not _learnt(model, column, _TEXTS_OF_TRUTHS)
-    }
-
-
-def _learnt(model: FMModel, column: str, values: Sequence[Any]) -> bool:
-    """Whether the model has parameters for one of these values of a field."""
-    rows, ids = model.parameter_rows(column, values), model.tokens.ids(column, values)
-    known = rows >= 0
-    return bool((model.vocabulary.ids[rows[known]] == ids[known]).any())
-
-
-def _learnt_as_lists(model: FMModel) -> set[str]:
-    """Columns of lists that are never text."""
-    return set() if model.schema.list_separator else {each.name for each in model.schema.fields if each.kind == "list"}
-
-
-def _refuse_texts(columns: Set[str], why: str) -> None:
-    if columns:
-        raise DataError(
-            f"column {min(columns)!r} of the frame {why}: Dask makes text of such columns. Make the frame under "
-            'dask.config.set({"dataframe.convert-string": False})'
-        )
 
 
 def tally_collection(

@@ -41,7 +41,7 @@ from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, c
 from dfm.estimators.notes import tell_what_says_nothing
 from dfm.estimators.outputs import AsFitted, Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised, RowsToFit
-from dfm.estimators.shards import paths_of, read_evaluation, read_labelled, read_shards, validation_paths
+from dfm.estimators.shards import check_names, paths_of, read_evaluation, read_labelled, read_shards, validation_paths
 from dfm.estimators.sources import ArrayRows, Relabel, RowSource
 from dfm.events import history_frame
 from dfm.kernels.cpu import backend as numba_cpu
@@ -188,8 +188,7 @@ class BaseFactorizationMachine(Parametrised):
         self._check_exact()
         self._draw_seed()
         if is_path(X):
-            if not isinstance(y, str) or not isinstance(sample_weight, str | None):
-                raise SettingsError("X is a path of shards: y and sample_weight must be names of columns in them")
+            check_names(y, sample_weight)
             if client is not None:
                 return self._fit_job(X, y, sample_weight, validation_paths(eval_set, y, sample_weight), client)
             X, y, sample_weight = read_labelled(X, y, sample_weight)
@@ -448,6 +447,19 @@ class BaseFactorizationMachine(Parametrised):
         # Of the fit's own kernels, which this process has compiled: scores do not depend on loss or optimizer.
         kernels = numba_cpu.compile_kernels(self._as_fitted.spec)
         return np.stack([kernels.scores(partition, table).astype(np.float64) for table in tables])
+
+    def _judged(self: Any, X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+        """Predictions of rows wherever they lie, computed, and their labels and weights; y and sample_weight are names
+        of columns where X is a path of shards, and may be arrays or collections otherwise.
+        """
+        if is_dask(X):
+            from dfm.estimators.on_dask import judged  # loads Dask, which a fit on an array does not need
+
+            return judged(self, X, y, sample_weight)
+        if is_path(X):
+            check_names(y, sample_weight)
+            X, y, sample_weight = read_labelled(X, y, sample_weight)
+        return self.predict(X), y, sample_weight
 
     def _elsewhere(self, X: Any, method: str, shape: tuple[int, ...], dtype: Any) -> Any:
         """The method on a Dask collection (lazily) or on shards; None where X lies in this process."""

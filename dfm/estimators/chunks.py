@@ -19,6 +19,7 @@ import pyarrow as pa
 from distributed import Client, Future
 from numpy.typing import NDArray
 
+from dfm.data.arrow_types import column_kind
 from dfm.data.building import build_partition
 from dfm.data.hashed_rows import EntrySums, HashedRows, concatenate_rows, take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
@@ -37,12 +38,24 @@ from dfm.data.vocabulary import (
     seen_rarely,
 )
 from dfm.distributed.cluster.watch import Watch, home_of
+from dfm.distributed.texts import (
+    LISTS,
+    TRUTHS,
+    WAY_OUT,
+    objects_of,
+    refuse_text_for_lists,
+    refuse_truths,
+    text_columns,
+    told_of_truths,
+    truths_among,
+)
 from dfm.errors import DataError, DfmError
 from dfm.estimators.features import (
     FeatureOptions,
     Features,
     MatrixFeatures,
     TableFeatures,
+    TableOptions,
     as_arrow,
     encoded_rows,
     is_frame,
@@ -53,8 +66,10 @@ from dfm.estimators.features import (
     sketch_table,
 )
 from dfm.estimators.labels import LabelEncoding, LabelSummary, check_classes, check_present, summarise_labels
+from dfm.estimators.notes import tell
 from dfm.estimators.scorers import Scorer
 from dfm.estimators.sources import Deal
+from dfm.model.tokens import Tokens
 
 # --------------------------------------------------------------------------------------------- chunks ----
 
@@ -197,12 +212,15 @@ class ChunkEncoding:
     statistics: Mapping[str, NumberStatistics] = field(default_factory=dict)
     names: Sequence[str] | None = None
     scaling: Scaling | None = None
+    truths: frozenset[str] = frozenset()
+    """Columns of text, that other rows had as true and false."""
 
 
 def chunk_rows(chunk: Chunk, encoding: ChunkEncoding) -> HashedRows:
     """The rows of a chunk."""
     if encoding.schema is not None:
         table = _chunk_table(chunk.data, encoding.schema)
+        refuse_truths(chunk.data, encoding.truths)
         rows = encoded_rows(table, encoding.schema, encoding.hash_bits, encoding.statistics)
     else:
         rows = matrix_rows(chunk_matrix(chunk.data, encoding.names), encoding.scaling)
@@ -290,13 +308,23 @@ def encode_chunks(watch: Watch, encoding: ChunkEncoding, chunks: Sequence[Chunk]
     return on_chunks(watch, chunk_rows, chunks, encoding)
 
 
-def encoding_of(features: Features, labels: LabelEncoding) -> ChunkEncoding:
-    """The way in which further chunks become rows of these features."""
+def encoding_of(features: Features, labels: LabelEncoding, X: Any) -> ChunkEncoding:
+    """The way in which the chunks of a further collection become rows of these features. DataError as of
+    `truths_among`.
+    """
     if isinstance(features, TableFeatures):
         bits = features.vocabulary.hash_bits
-        return ChunkEncoding(labels, features.schema, bits, dict(features.statistics))
+        return ChunkEncoding(labels, features.schema, bits, dict(features.statistics), truths=_truths_of(features, X))
     assert isinstance(features, MatrixFeatures)
     return ChunkEncoding(labels, names=features.names, scaling=features.scaling)
+
+
+def _truths_of(features: Features, X: Any) -> frozenset[str]:
+    """The columns of text of a frame of Dask that may hold texts of truths, which the fit knows as these."""
+    if not isinstance(features, TableFeatures) or not hasattr(X, "dtypes"):
+        return frozenset()
+    vocabulary = features.vocabulary
+    return truths_among(X, Tokens(features.schema, vocabulary.hash_bits, features.statistics), vocabulary)
 
 
 def _learn_scaling(
@@ -318,8 +346,9 @@ def _table_features(
     watch: Watch, meta: Any, chunks: Sequence[Chunk], feature_options: FeatureOptions, labels: LabelEncoding
 ) -> Learnt:
     options = feature_options.table
-    types = pa.Schema.from_pandas(meta, preserve_index=False)
-    schema = resolve_columns({entry.name: entry.type for entry in types}, options)
+    schema = resolve_columns(_column_types(watch, meta, chunks), options)
+    refuse_text_for_lists(meta, schema)
+    _tell_of_texts(watch, text_columns(meta) & _categorical(schema), chunks, options)
     sketches = watch.results(on_chunks(watch, sketch_chunk, chunks, schema, labels))
     by_column = {column: [sketch[column] for sketch in sketches] for column in columns_with_statistics(schema)}
     statistics = statistics_of(by_column, schema)
@@ -331,6 +360,57 @@ def _table_features(
     vocabulary = watch.submit(build_vocabulary, merged, names, *knobs)
     waiting = watch.result(watch.submit(seen_rarely, merged, options.min_count)) if options.min_count > 1 else NO_COUNTS
     return Learnt(TableFeatures(schema, watch.result(vocabulary), statistics, waiting), vocabulary, rows)
+
+
+def _column_types(watch: Watch, meta: Any, chunks: Sequence[Chunk]) -> dict[str, pa.DataType]:
+    """Types of the columns; of those of objects, of which the collection does not know more, that of the values."""
+    sparse = {name: kind.subtype for name, kind in meta.dtypes.items() if hasattr(kind, "fill_value")}
+    types = {entry.name: entry.type for entry in pa.Schema.from_pandas(meta.astype(sparse), preserve_index=False)}
+    objects = [str(name) for name, kind in meta.dtypes.items() if str(kind) == "object"]
+    if objects:
+        found = watch.results(on_chunks(watch, types_of, chunks, objects))
+        types |= {name: _common_type([part[name] for part in found if name in part]) for name in objects}
+    return types
+
+
+def types_of(chunk: Chunk, columns: Sequence[str]) -> dict[str, pa.DataType]:
+    """Types of the values of columns."""
+    _check_columns(chunk.data, columns)
+    chosen = chunk.data.loc[:, [str(name) in columns for name in chunk.data.columns]]
+    return {entry.name: entry.type for entry in as_arrow(chosen).schema}
+
+
+def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
+    """The type of a column whose chunks have these: text, where there is none for all of them."""
+    kinds = {column_kind(kind): kind for kind in types if not pa.types.is_null(kind)}
+    if len(kinds) <= 1:
+        return next(iter(kinds.values()), pa.null())
+    return pa.float64() if kinds.keys() <= {"int", "float"} else pa.string()
+
+
+def _categorical(schema: ResolvedSchema) -> set[str]:
+    return {entry.name for entry in schema.fields if entry.kind == "categorical"}
+
+
+def _tell_of_texts(watch: Watch, columns: set[str], chunks: Sequence[Chunk], options: TableOptions) -> None:
+    """Warn of columns of text that look like truths. DataError where one that nobody named looks like lists."""
+    found = watch.results(on_chunks(watch, objects_in, chunks, sorted(columns))) if columns else []
+    for column in sorted(columns):
+        kinds = {part[column] for part in found} - {None}
+        if kinds == {TRUTHS}:
+            tell(told_of_truths(column))
+        if kinds == {LISTS} and column not in options.categorical:
+            raise DataError(
+                f"column {column!r} of the frame holds texts that look like lists: {WAY_OUT}, or name the column in "
+                "categorical= if it is text"
+            )
+
+
+def objects_in(chunk: Chunk, columns: Sequence[str]) -> dict[str, str | None]:
+    """The objects that columns of text look like, by column."""
+    _check_columns(chunk.data, columns)
+    texts = text_columns(chunk.data)
+    return {column: objects_of(chunk.data, column) if column in texts else "" for column in columns}
 
 
 def merged_counts(watch: Watch, rows: Sequence[Future], n_fields: int, hash_bits: int) -> Future:
@@ -428,29 +508,41 @@ def _whole_chunk(vocabulary: Vocabulary, rows: HashedRows) -> list[SparsePartiti
 # ------------------------------------------------------------------------------------------- predict ----
 
 
+@dataclass(frozen=True)
+class Scores:
+    """A method of the estimator, the shape and dtype of a row's result. truths: as of `ChunkEncoding`."""
+
+    method: str
+    shape: tuple[int, ...]
+    dtype: Any
+    truths: frozenset[str]
+
+
 def predict_lazily(X: Any, estimator: Any, method: str, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A lazy Dask array of a method of a fitted estimator on every chunk; shape: of a row's result, () for a number."""
+    """A lazy Dask array of a method of a fitted estimator on every chunk; shape: of a row's result, () for a number.
+    DataError as of `truths_among`.
+    """
     import dask
     import dask.array
 
     blocks = _blocks(X)
     lengths = _lengths(X, len(blocks))
     call, scorer = dask.delayed(score_chunk, pure=True), Scorer.of(estimator)
+    wanted = Scores(method, shape, dtype, _truths_of(estimator._features, X))
     parts = [
-        dask.array.from_delayed(call(scorer, method, number, block, (shape, dtype)), (length, *shape), dtype)
+        dask.array.from_delayed(call(scorer, wanted, number, block), (length, *shape), dtype)
         for number, (block, length) in enumerate(zip(blocks, lengths, strict=True))
     ]
     return dask.array.concatenate(parts)
 
 
-def score_chunk(
-    scorer: Scorer, method: str, number: int, data: Any, result: tuple[tuple[int, ...], Any]
-) -> NDArray[Any]:
-    """Scores of one chunk. result: shape of a row's, and dtype."""
+def score_chunk(scorer: Scorer, wanted: Scores, number: int, data: Any) -> NDArray[Any]:
+    """Scores of one chunk."""
     with naming_chunk(number):
         if not n_rows_of(data):
-            return np.zeros((0, *result[0]), result[1])
-        scores: NDArray[Any] = getattr(scorer.estimator(), method)(data)
+            return np.zeros((0, *wanted.shape), wanted.dtype)
+        refuse_truths(data, wanted.truths)
+        scores: NDArray[Any] = getattr(scorer.estimator(), wanted.method)(data)
         return scores
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -127,6 +128,14 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share of rows whose class is predicted, by their weights.
+
+        X: in any form that `fit` takes; of shards, y and sample_weight are names of columns. A collection is computed.
+        """
+        predicted, labels, weights = self._judged(X, y, sample_weight)
+        return float(accuracy_score(labels, predicted, sample_weight=weights))
+
     @property
     def coef_(self) -> NDArray[np.float32]:
         """w, float32[1, n_features]; with more than two classes a row each."""
@@ -243,8 +252,9 @@ class FMClassifier(_Classifier, FactorParameters):
     Training. optimizer: as in a job file; l1_linear and ftrl_beta are read by one of them alone. learning_rate,
     factor_rate_scale, l2_factors, init_stdev and tune are the knobs of a job file, where "auto" means what the rows and
     a pilot say. schedule, n_epochs: "auto" for "plateau" and 20 epochs at most where rows are evaluated, and for a
-    constant rate and 100 where none are; a training that has no plateau ends when the loss (of the evaluation rows if
-    there are any, else of the training rows) fell by less than tol in each of `patience` epochs (None: never).
+    constant rate and 100 where none are, or tol is None; a training that has no plateau ends when the loss (of the
+    evaluation rows if there are any, else of the training rows) fell by less than tol in each of `patience` epochs
+    (None: never).
     early_stopping: hold out validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on, and
     none for "mcmc". Where rows are evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start:
     fit goes on from the last fit: what was learnt stays, categories that are new come in, and numbers are scaled as

@@ -90,9 +90,17 @@ class LabelSummary:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of numbers; 1 where it is but the rounding error of their mean."""
-        spread = float((self.squares / self.weight) ** 0.5) if self.weight else 0.0
-        return spread if spread > 1e-12 * abs(self.mean) else 1.0
+        """Standard deviation of numbers; 1 where they are constant."""
+        return 1.0 if self.is_constant else self._spread
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether numbers differ by no more than the rounding error of their mean."""
+        return self._spread <= 1e-12 * abs(self.mean)
+
+    @property
+    def _spread(self) -> float:
+        return float((self.squares / self.weight) ** 0.5) if self.weight else 0.0
 
 
 def summarise_labels(y: Any, weights: Any, is_classification: bool) -> LabelSummary:

@@ -42,8 +42,8 @@ def tell_what_says_nothing(schema: ResolvedSchema, vocabulary: Vocabulary, min_c
         _log_once(_TABLE.sub("", f"{finding.message} ({', '.join(finding.knobs)})"))
 
 
-def tell_of_unit(told: str) -> None:
-    """Say what the objective has to say of the unit of labels."""
+def tell(told: str) -> None:
+    """Log what was found of the data; nothing where that is ""."""
     if told:
         _log_once(_TABLE.sub("", told))
 

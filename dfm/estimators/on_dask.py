@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import dask
 from distributed import Future
+from numpy.typing import NDArray
 
 from dfm.data.hashed_rows import EntrySums, HashedRows
 from dfm.data.vocabulary import FeatureCounts, Vocabulary
@@ -118,7 +120,7 @@ class CollectionRows:
 
     def encode(self, features: Features, labels: LabelEncoding) -> None:
         """The rows of known features."""
-        encoding = collections.encoding_of(features, labels)
+        encoding = collections.encoding_of(features, labels, self.X)
         self._rows = collections.encode_chunks(self.watch, encoding, self.chunks)
 
     def counts(self, vocabulary: Vocabulary) -> FeatureCounts:
@@ -153,8 +155,17 @@ class CollectionRows:
         with naming_eval_set():
             labels.check(other.summarise(labels.classes is not None))
             own = dataclasses.replace(labels, class_weights=None, mean_weight=1.0)
-            rows = collections.encode_chunks(self.watch, collections.encoding_of(features, own), other.chunks)
+            rows = collections.encode_chunks(self.watch, collections.encoding_of(features, own, other.X), other.chunks)
         return collections.whole_chunks(self.watch, self._vocabulary_of(features), rows)
+
+
+def judged(estimator: Any, X: Any, y: Any, weights: Any) -> tuple[NDArray[Any], Any, Any]:
+    """Predictions of a collection, its labels (or the name of their column) and its weights or None, all computed."""
+    if isinstance(y, str):
+        X, y = _without_labels(X, y)
+    # One by one, as Dask warns of arrays beside frames.
+    predicted, labels, masses = (dask.compute(each)[0] for each in (estimator.predict(X), y, weights))
+    return predicted, labels, masses
 
 
 def _without_labels(X: Any, name: str) -> tuple[Any, Any]:

@@ -214,7 +214,11 @@ class FMRanker(LoneMachine, FactorParameters):
         return self._handed_out(self._scores(X)[0] if lazy is None else lazy, output, X)
 
     def score(self, X: Any, y: Any, group: Any = None, sample_weight: Any = None) -> float:
-        """The mean AUC within groups, weighed by their rows; nan where no group has both classes."""
+        """The mean AUC within groups, weighed by their rows; nan where no group has both classes. SettingsError for a
+        collection and for shards.
+        """
+        if is_path(X) or is_dask(X):
+            raise SettingsError("score of a ranker takes rows of this process: dfm.evaluate(ranker.model_, …) others")
         X = arrived(X)
         y = self._checked_labels(X, y)
         weights = self._checked_weights(sample_weight, len(y))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +25,12 @@ from dfm.kernels.contract import KernelSpec
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.families.registry import family_of
-from dfm.kernels.losses import DEFAULT_LOSSES
-from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, readers
+from dfm.kernels.losses import DEFAULT_LOSSES, is_paired, names_for
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, owners, readers
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective, with_fields
 from dfm.settings.job import Job, differing
-from dfm.settings.tables import ALS, EPOCHS_TO_PLATEAU, MCMC, SGD, ModelSettings, TrainingSettings
+from dfm.settings.tables import ALS, EPOCHS_TO_PLATEAU, MCMC, SGD, ModelSettings, Table, TrainingSettings
 from dfm.training.automatic import (
     CANDIDATES,
     DEFAULT,
@@ -154,9 +155,16 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         if self.learning_rate is None:
             given["learning_rate"] = "auto"
         given = self._without_foreign_knobs(given)
-        model = {key: given[key] for key in _MODEL_KNOBS if key in given}
-        training = {key: given[key] for key in _TRAINING_KNOBS if key in given}
+        model = self._checked(ModelSettings, {key: given[key] for key in _MODEL_KNOBS if key in given})
+        training = self._checked(TrainingSettings, {key: given[key] for key in _TRAINING_KNOBS if key in given})
         return ModelSettings(**model, task=self._task, seed=self._seed), TrainingSettings(**training)
+
+    def _checked(self, table: type[Table], given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that knobs store of these parameters. SettingsError that names the parameter and its own default
+        for one that is out of range.
+        """
+        own = {key: dataclasses.replace(table.knobs()[key], default=getattr(type(self), key, None)) for key in given}
+        return {key: own[key].parse(key, value) for key, value in given.items()}
 
     def _without_foreign_knobs(self, given: dict[str, Any]) -> dict[str, Any]:
         """The parameters without those that only other optimizers read. SettingsError for their penalties."""
@@ -169,7 +177,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
                     f"{own.default:g}"
                 )
         read_by = readers()
-        return {key: value for key, value in given.items() if self.optimizer in read_by.get(key, OPTIMIZERS)}
+        return {key: value for key, value in given.items() if key not in read_by or self.optimizer in read_by[key]}
 
     @property
     def _is_exact(self) -> bool:
@@ -230,8 +238,19 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             min_count_factors=given.get("min_count_factors", 1),
         )
 
+    def _check_loss(self) -> None:
+        """SettingsError where the loss is no function, and no name of one of single rows with labels of this task."""
+        own = [name for name in names_for(self._task) if not is_paired(name)]
+        is_own_function = callable(self.loss) or isinstance(self.loss, CustomLoss)
+        if not is_own_function and self.loss not in ("auto", *own):
+            why = "is of pairs of rows: use FMRanker, or" if is_paired(self.loss) else f"is none of {self._task};"
+            raise SettingsError(
+                f"loss = {self.loss!r} {why} choose one of {', '.join(own)}, or pass a function of score and label"
+            )
+
     def _objective(self) -> Objective:
         """The loss by name or of a user's function. SettingsError where it is not for this kind of estimator."""
+        self._check_loss()
         loss = CustomLoss.of(self.loss) if callable(self.loss) else self.loss
         return Objective.of(self._task, loss, self.loss_parameter)
 
@@ -291,7 +310,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
 
     def _patience(self) -> int:
         """Epochs without a better one that end training where no plateau does."""
-        return TrainingSettings(patience=self.patience, schedule="final-decay").patience
+        return int(self._checked(TrainingSettings, {"patience": self.patience})["patience"])
 
     def _ending(self) -> dict[str, Any]:
         """Fall of the loss below which an epoch counts as none, and how many of these end training; where tol is None,
@@ -312,7 +331,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             return Course("constant" if constant else training.schedule, 1)
         schedule = training.schedule
         if schedule == "auto":
-            schedule = "plateau" if rows.validates else "constant"
+            schedule = "plateau" if rows.validates and self.tol is not None else "constant"
         if schedule == "plateau" and not rows.validates:
             raise SettingsError(
                 'schedule = "plateau" needs rows to validate on: pass eval_set, or early_stopping = True to hold some '
@@ -406,6 +425,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
                 f"class_weight = {self.class_weight!r} does not reach shards: write the weights into a column, and "
                 "name it (sample_weight of fit, weight of job)"
             )
+        self._check_loss()
         model, training = self._settings()
         options = self._feature_options().table
         parameter = "auto" if self.loss_parameter is None else self.loss_parameter
@@ -438,7 +458,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
 
     def _stopping(self, training: TrainingSettings) -> dict[str, Any]:
         """The knobs by which a job stops: a plateau has no patience, draws stop by themselves."""
-        if not self.early_stopping:
+        if not self.early_stopping or (self.tol is None and training.schedule != "plateau"):
             return {"early_stopping": False}
         if training.solver == ALS:
             return {"patience": self._patience()}

@@ -9,13 +9,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
 from sklearn.utils.metaestimators import available_if
 
+from dfm.data.labels import told_of_rounding
 from dfm.errors import SettingsError
 from dfm.estimators.base import LoneMachine
 from dfm.estimators.features import is_dask, is_path
 from dfm.estimators.labels import LabelEncoding, LabelSummary
-from dfm.estimators.notes import tell_of_unit
+from dfm.estimators.notes import tell
 from dfm.estimators.recipes import FactorParameters, takes_rows_apart
 from dfm.estimators.shards import read_shards
 from dfm.kernels.losses import DEFAULT_LOSSES
@@ -85,6 +87,14 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
         assert draws is not None
         return intervals(partition, self._tables[0], draws, coverage).astype(np.float64)
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share of the variance of y that is explained, R².
+
+        X: in any form that `fit` takes; of shards, y and sample_weight are names of columns. A collection is computed.
+        """
+        predicted, labels, weights = self._judged(X, y, sample_weight)
+        return float(r2_score(labels, predicted, sample_weight=weights))
+
     @property
     def intercept_(self) -> float:
         """w0."""
@@ -92,8 +102,10 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
         objective = self._objective()
+        if not summary.is_constant:
+            tell(told_of_rounding(summary.mean, summary.deviation))
         if not objective.takes_any_unit:
-            tell_of_unit(objective.told_of_unit(summary.deviation))
+            tell(objective.told_of_unit(summary.deviation))
             return LabelEncoding(least=0.0 if objective.label_kind == "counts" else -math.inf)
         return LabelEncoding(mean=summary.mean, scale=summary.deviation)
 

@@ -29,6 +29,12 @@ def read_shards(paths: Any, columns: Sequence[str] | None = None) -> pa.Table:
     return pa.Table.from_batches([batch.data for unit in units for batch in read_unit(unit, names)])
 
 
+def check_names(y: Any, sample_weight: Any) -> None:
+    """SettingsError where labels, or weights that are not None, of shards are no names of columns."""
+    if not isinstance(y, str) or not isinstance(sample_weight, str | None):
+        raise SettingsError("X is a path of shards: y and sample_weight must be names of columns in them")
+
+
 def read_labelled(paths: Any, y: str, sample_weight: str | None) -> tuple[pa.Table, Any, Any]:
     """All rows of shards without the columns of labels and weights, and these. SettingsError where one is missing."""
     table = read_shards(paths)

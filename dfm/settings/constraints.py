@@ -219,6 +219,7 @@ class ListOf:
         if self.lone and isinstance(value, str | os.PathLike):
             value = [value] if value != "" else []
         if not isinstance(value, list | tuple):
+            self.item.parse(value)  # who refuses it in brackets, too, has the better hint
             raise Illegal("Put it in [brackets].")
         if len(value) < self.at_least:
             raise Illegal
@@ -299,9 +300,9 @@ def knob(
 
 
 def show(value: object) -> str:
-    """The value as TOML would write it, shortened to one line."""
+    """The value as TOML would write it, which has no None, shortened to one line."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = "None" if value is None else json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
         text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -8,9 +8,11 @@ A job comes in through `load_job`: a TOML file (or a dict of tables) plus overri
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -231,7 +233,7 @@ def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides
     """The checked job of a TOML file, a dict of tables or another job, after `table.key=value` overrides.
 
     A value is read as TOML; where that is no TOML, or not what the knob takes, its text is taken as a string, unless a
-    list was meant. Relative paths stay as they are written.
+    list was meant, or a number (.05). Relative paths stay as they are written.
     """
     if isinstance(source, Job) and not overrides:  # checked when it was made
         return source
@@ -277,8 +279,9 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
 
 
 def read_override(path: Sequence[str], text: str) -> Any:
-    """The value that a text stands for, at table and key (and key of a table knob): TOML, or the text itself. A list
-    stays one where the knob takes lists, whatever is in it. SettingsError where it is no TOML.
+    """The value that a text stands for, at table and key (and key of a table knob): TOML, a number as Python writes it
+    where no text is wanted, or the text itself. A list stays one where the knob takes lists, whatever is in it.
+    SettingsError where it is no TOML.
     """
     constraint = _constraint_at(path)
     takes_lists = isinstance(constraint, ListOf)
@@ -289,12 +292,22 @@ def read_override(path: Sequence[str], text: str) -> Any:
     if set(parsed) != {"value"}:
         if takes_lists and (text.strip()[:1], text.strip()[-1:]) == ("[", "]"):
             raise SettingsError(_no_list(".".join(path), text))
-        return text
+        number = _number(text)  # .05, 1. and 05 are none of TOML
+        return text if number is None or constraint is None or _accepts(constraint, text) else number
     value = parsed["value"]
     if takes_lists and isinstance(value, list):
         return value
     is_meant = constraint is not None and (_accepts(constraint, value) or not _accepts(constraint, text))
     return value if is_meant else text
+
+
+def _number(text: str) -> int | float | None:
+    """The finite number that Python reads; None where it reads none."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            return number if math.isfinite(number) else None
+    return None
 
 
 def _constraint_at(path: Sequence[str]) -> Constraint | None:

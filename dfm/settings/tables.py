@@ -504,7 +504,7 @@ class TrainingSettings(Table):
         {},
         TableOf(AnyOf((Number(0), ListOf(Number(0))))),
         "what l2_linear and l2_factors are multiplied with in some columns (names or globs; the first that fits): a "
-        "number, or [of l2_linear, of l2_factors]",
+        "number, or [of l2_linear, of l2_factors]; als begins as l2_factors alone says",
         is_late=True,
     )
     regularizer: str = knob("l2", OptionsOrOwn(("l2",)), "the penalty of a weight that l2_linear and l2_factors scale")

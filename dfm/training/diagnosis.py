@@ -6,8 +6,9 @@ measured, in words, with the settings that change it; none of them stops a job.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import QUANTILE
 from dfm.data.vocabulary import Vocabulary
+from dfm.events import MORE_IS_BETTER
 from dfm.kernels.losses import QUANTILE as QUANTILE_LOSS
 from dfm.model.objective import Objective
 from dfm.pages.numbers import named_text, number_text
@@ -26,6 +28,11 @@ _FULL = 0.10
 """Share of values that share their parameters with a stranger, from which on that costs more than noise."""
 _NOTHING = 1e-4
 """Relative gain below which a model, or its factors, may as well be left out."""
+
+_HALF = 0.5 + _NOTHING
+"""The area under the curve up to which rows are in no order."""
+_RANKS = 0.55
+"""The area from which on they are in some order."""
 
 
 @dataclass(frozen=True)
@@ -135,24 +142,61 @@ def start_finding(objective: Objective, metrics: Mapping[str, Any]) -> Finding:
 
 
 def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any]) -> list[Finding]:
-    """Whether the model beats a constant, and its own linear part. Both are metrics of the validation rows; `linear` is
-    empty where the model has no factors.
+    """Whether the model beats a constant, and its own linear part, by the metric that chose its parameters, and whether
+    its predictions are of another rate than the rows. Both are metrics of the validation rows; `linear` is empty where
+    the model has no factors.
     """
-    if worse := _worse_than_constant(objective, metrics):
+    watched = objective.watched
+    is_order = watched in MORE_IS_BETTER
+    if worse := _in_no_order(watched, metrics) if is_order else _worse_than_constant(objective, metrics):
         knobs = ("training.learning_rate", "training.n_epochs", "training.l2_linear", "schema")
         return [Finding("no-better-than-a-constant", worse, knobs)]
-    primary, cost = objective.primary, replace(objective, stop_on="").cost
-    ours, theirs = cost(metrics), cost(linear)
+    found = _another_rate(metrics) if not objective.info.sha256 else []
+    if found and not is_order:
+        return found  # losses of two models that are both off do not say which one is better
+    ours, theirs = objective.cost(metrics), objective.cost(linear)
     if ours is None or theirs is None or ours < theirs - _NOTHING * abs(theirs):
-        return []
-    with_factors, without = number_text(metrics[primary]), number_text(linear[primary])
+        return found
+    with_factors, without = number_text(metrics[watched]), number_text(linear[watched])
     message = (
-        f"without its factors the model is as good on the validation rows ({primary} {without}, with them "
+        f"without its factors the model is as good on the validation rows ({watched} {without}, with them "
         f"{with_factors}): the pairs of columns add nothing"
     )
-    return [
-        Finding("factors-add-nothing", message, ("model.n_factors = 0", "training.l2_factors", "training.n_epochs"))
-    ]
+    fewer = "model.n_factors = 0", "training.l2_factors", "training.n_epochs"
+    return [*found, Finding("factors-add-nothing", message, fewer)]
+
+
+def _another_rate(metrics: Mapping[str, Any]) -> list[Finding]:
+    """Whether probabilities are worse than a constant for their mean alone."""
+    auc, entropy, ratio, rate = (
+        metrics.get(name) for name in ("auc", "normalized_entropy", "calibration", "base_rate")
+    )
+    if auc is None or entropy is None or ratio is None or rate is None:
+        return []
+    if auc < _RANKS or entropy < 1.0 - _NOTHING or entropy - _lost_by_mean(rate, ratio * rate) >= 1.0 - _NOTHING:
+        return []
+    message = (
+        f"the model ranks the validation rows (auc {auc:.4f}), but predicts {ratio:.3g} times their click rate, which "
+        f"makes it no better than always answering that rate (normalized entropy {entropy:.4f}): were they, or the "
+        "rows to train on, drawn by their labels?"
+    )
+    return [Finding("another-rate", message, ("data.validation", "data.negative_rate", "model.calibration"))]
+
+
+def _lost_by_mean(rate: float, predicted: float) -> float:
+    """Normalized entropy that a constant has beyond 1 which is not the click rate: KL(rate ‖ predicted) / H(rate)."""
+    if not (0 < rate < 1 and 0 < predicted < 1):
+        return 0.0
+    surprise = [-p * math.log(q) for p, q in ((rate, predicted), (1 - rate, 1 - predicted))]
+    least = [-p * math.log(p) for p in (rate, 1 - rate)]
+    return sum(surprise) / sum(least) - 1.0
+
+
+def _in_no_order(metric: str, metrics: Mapping[str, Any]) -> str:
+    area = metrics.get(metric)
+    if area is None or area > _HALF:
+        return ""
+    return f"the model orders the validation rows no better than a constant ({named_text(metric, area)})"
 
 
 def _worse_than_constant(objective: Objective, metrics: Mapping[str, Any]) -> str:
@@ -160,7 +204,7 @@ def _worse_than_constant(objective: Objective, metrics: Mapping[str, Any]) -> st
         return ""  # a loss of one's own may be smallest far from the click rate and the mean, and is known by it alone
     entropy, explained = metrics.get("normalized_entropy"), metrics.get("r2")
     aims_at_mean = objective.info.name != QUANTILE_LOSS.name
-    if entropy is not None and entropy >= 1.0 - _NOTHING:
+    if entropy is not None and entropy >= 1.0 - _NOTHING and not _another_rate(metrics):
         return (
             f"the model is no better than always answering the click rate (normalized entropy {entropy:.4f} on the "
             "validation rows)"

@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (what may be missing is looked for first)
 from __future__ import annotations
 
+import decimal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -180,6 +181,83 @@ def test_text_with_or_without_the_conversion_of_dask_is_the_same_category(client
             frame = dd.from_pandas(named, npartitions=PARTS)
             models.append(LinearClassifier(n_replicas=2, n_epochs=2).fit(frame, labels, client=client))
     assert [field.name for field in models[1].model_.schema.fields] == ["site", "price"]
+    assert models[0].coef_.tobytes() == models[1].coef_.tobytes()
+
+
+N_ROWS = SIZE * PARTS
+OBJECTS = pd.DataFrame(
+    {
+        "flag": [(True, None, False)[number % 3] for number in range(N_ROWS)],
+        "tags": [None if number % 7 == 0 else [f"t{number % 5}", f"t{number % 3}"] for number in range(N_ROWS)],
+        "cost": [None if number % 9 == 0 else decimal.Decimal(number % 11) / 4 for number in range(N_ROWS)],
+    }
+)
+"""Columns of which Dask makes text."""
+WAY_OUT = r'dask\.config\.set\(\{"dataframe\.convert-string": False\}\)'
+
+
+def test_columns_of_objects_are_what_their_values_are(client: Client) -> None:
+    here = LinearClassifier(n_replicas=2, n_epochs=2).fit(OBJECTS, LABELS)
+    with dask.config.set({"dataframe.convert-string": False}):
+        frame = dd.from_pandas(OBJECTS, npartitions=PARTS)
+        model = LinearClassifier(n_replicas=2, n_epochs=2).fit(frame, as_labels(), client=client)
+    kinds = [(field.name, field.kind) for field in model.model_.schema.fields]
+    assert kinds == [("flag", "categorical"), ("cost", "numeric"), ("tags", "list")]
+    assert kinds == [(field.name, field.kind) for field in here.model_.schema.fields]
+    np.testing.assert_array_equal(model.model_.vocabulary.ids, here.model_.vocabulary.ids)
+    scores = model.decision_function(frame).compute(scheduler="sync")
+    np.testing.assert_array_equal(scores, model.decision_function(OBJECTS))
+
+
+def as_labels() -> Any:
+    return dd.from_pandas(pd.Series(LABELS), npartitions=PARTS)
+
+
+@pytest.mark.parametrize("column", ["flag", "tags"])
+def test_text_that_dask_made_of_objects_is_not_scored_as_what_it_was_made_of(column: str) -> None:
+    """Each would be a category that nobody has seen. Text that was learnt as such is."""
+    texts = dd.from_pandas(OBJECTS[[column]], npartitions=PARTS)
+    model = LinearClassifier(n_epochs=2).fit(OBJECTS[[column]], LABELS)
+    with pytest.raises(DataError, match=f"column '{column}' of the frame holds .*{WAY_OUT}"):
+        model.predict_proba(texts).compute(scheduler="sync")
+    known = texts.compute()
+    learnt = LinearClassifier(n_epochs=2).fit(known, LABELS)
+    np.testing.assert_array_equal(learnt.predict(texts).compute(scheduler="sync"), learnt.predict(known))
+
+
+def test_rows_to_validate_on_are_no_text_of_what_was_learnt(client: Client) -> None:
+    texts = dd.from_pandas(OBJECTS[["flag"]], npartitions=PARTS)
+    with dask.config.set({"dataframe.convert-string": False}):
+        frame = dd.from_pandas(OBJECTS[["flag"]], npartitions=PARTS)
+    model = LinearClassifier(n_epochs=1, warm_start=True)
+    with pytest.raises(DataError, match=f"column 'flag' of the frame holds .*{WAY_OUT}"):
+        model.fit(frame, as_labels(), eval_set=(texts, as_labels()), client=client)
+    model.fit(frame, as_labels(), client=client)
+    with pytest.raises(DataError, match=f"column 'flag' of the frame holds .*{WAY_OUT}"):
+        model.fit(texts, as_labels(), client=client)
+
+
+def test_text_that_looks_like_objects_is_told_when_it_is_learnt(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts, model = dd.from_pandas(OBJECTS, npartitions=PARTS), LinearClassifier(n_epochs=1)
+    with caplog.at_level("WARNING", "dfm.estimators"):
+        model.fit(texts[["flag"]], as_labels(), client=client)
+    assert "column 'flag' of the frame holds the texts True and False" in caplog.text
+    with pytest.raises(DataError, match=f"column 'tags' of the frame holds texts that look like lists: .*{WAY_OUT}"):
+        model.fit(texts[["tags"]], as_labels(), client=client)
+    with pytest.raises(DataError, match=f"column 'tags' of the frame holds text in place of lists: .*{WAY_OUT}"):
+        LinearClassifier(lists=["tags"]).fit(texts[["tags"]], as_labels(), client=client)
+    named = LinearClassifier(n_epochs=1, categorical=["tags"]).fit(texts[["tags"]], as_labels(), client=client)
+    assert [field.kind for field in named.model_.schema.fields] == ["categorical"]
+
+
+def test_sparse_columns_of_a_collection_are_numbers_too(client: Client) -> None:
+    sparse = FRAME.assign(price=pd.arrays.SparseArray(FRAME.price))
+    models = [
+        LinearClassifier(n_epochs=2).fit(dd.from_pandas(rows, npartitions=PARTS), as_labels(), client=client)
+        for rows in (FRAME, sparse)
+    ]
     assert models[0].coef_.tobytes() == models[1].coef_.tobytes()
 
 

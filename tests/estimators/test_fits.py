@@ -224,6 +224,19 @@ def test_a_loss_that_takes_labels_as_they_are_tells_of_their_unit(caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize(("loss", "unit"), [("squared", 10.0), ("huber", 11.0)])
+def test_labels_that_are_large_for_their_spread_are_told(caplog, loss, unit):
+    """A job warns of them, too: 32 bits keep little of them. Of each text there is one warning."""
+    moments = 1.7e9 + unit * X[:, 0]
+    with caplog.at_level("WARNING", "dfm"):
+        LinearRegressor(loss=loss, n_epochs=1).fit(X, moments - 1.7e9)
+        LinearRegressor(n_epochs=1).fit(X, np.full(600, 1.7e9))
+        assert "kept to" not in caplog.text
+        LinearRegressor(loss=loss, n_epochs=1).fit(X, moments)
+    assert "labels around 1.7e+09 are kept to 128, and their deviation is" in caplog.text
+    assert "subtract a constant" in caplog.text
+
+
 def test_class_weights_are_sample_weights():
     rare = X[:, 0] > 1.3
     balanced = LinearClassifier(class_weight="balanced", n_epochs=5).fit(X, rare)
@@ -289,6 +302,10 @@ def test_without_a_tolerance_training_ends_with_the_last_epoch():
     """As in scikit-learn."""
     assert LinearClassifier(n_epochs=99, patience=1).fit(X, PAIR).n_iter_ < 99
     assert LinearClassifier(n_epochs=99, patience=1, tol=None).fit(X, PAIR).n_iter_ == 99
+    # Rows that are held out choose the epoch that is kept, and end nothing.
+    many, labels = np.repeat(X, 3, axis=0), np.repeat(PAIR, 3)
+    assert LinearClassifier(n_epochs=30).fit(many, labels).n_iter_ < 30
+    assert LinearClassifier(n_epochs=30, tol=None).fit(many, labels).n_iter_ == 30
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -306,8 +323,17 @@ def test_losses_change_what_is_predicted():
     np.testing.assert_allclose(poisson.model_.predict(X), poisson.predict(X), rtol=1e-6)
     for margins in ("hinge", "squared-hinge"):
         assert not hasattr(FMClassifier(loss=margins), "predict_proba")
-    with pytest.raises(SettingsError, match="classification"):
-        FMClassifier(loss="squared").fit(X, PAIR)
+
+
+@pytest.mark.parametrize("loss", ["squared", "bpr", "nope", 3])
+@pytest.mark.parametrize("way", ["fit", "partial_fit"])
+def test_a_loss_that_a_classifier_cannot_take_is_refused_with_those_that_it_can(loss, way):
+    """One of pairs of rows has an estimator of its own."""
+    with pytest.raises(SettingsError, match="choose one of logistic, hinge, squared-hinge, or pass") as refused:
+        getattr(FMClassifier(loss=loss), way)(X, PAIR)
+    assert ("use FMRanker" in str(refused.value)) == (loss == "bpr")
+    with pytest.raises(SettingsError, match="logistic, hinge, squared-hinge, or"):
+        FMClassifier(loss=loss).job("a.parquet", "y", "results")
 
 
 def test_a_function_is_a_loss():
@@ -338,6 +364,28 @@ def test_verbose_prints_a_line_an_epoch_and_nothing_else_does(capsys, caplog):
     with caplog.at_level(logging.INFO, logger="dfm.estimators"):
         FMRegressor(n_epochs=1).fit(X, NUMBERS)
     assert caplog.messages[0].startswith("epoch 1: train_loss")
+
+
+@pytest.mark.parametrize("kind", [FMClassifier, FMRegressor, LinearClassifier])
+@pytest.mark.parametrize("solver", ["sgd", "mcmc"])
+def test_an_unknown_optimizer_is_refused_however_rows_come(kind, solver):
+    """Before any row is trained on, and with it all parameters that are out of range."""
+    estimator = kind(optimizer="Adam", solver=solver, learning_rate=-3)
+    for learns in (estimator.fit, estimator.partial_fit) if solver == "sgd" else (estimator.fit,):
+        with pytest.raises(SettingsError, match=r'optimizer = "Adam" is not legal: .* Did you mean "adam"'):
+            learns(X, PAIR)
+    with pytest.raises(SettingsError, match='optimizer = "Adam" is not legal'):
+        estimator.job("a.parquet", "y", "results")
+
+
+@pytest.mark.parametrize(
+    ("given", "default"),
+    [({"n_replicas": 0}, "None"), ({"min_count": 0}, "1"), ({"patience": 0}, "5"), ({"backend": "gpu"}, '"numba"')],
+)
+def test_the_default_that_a_refusal_names_is_that_of_the_estimator(given, default):
+    (name,) = given
+    with pytest.raises(SettingsError, match=rf"^{name} = .*Leave it out for the default, {default}\.$"):
+        FMClassifier(**given).fit(X, PAIR)
 
 
 def test_parameters_out_of_range_are_refused_with_the_range():

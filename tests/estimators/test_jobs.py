@@ -128,6 +128,9 @@ def test_a_job_keeps_what_a_fit_would_do_with_these_parameters_or_refuses() -> N
     assert told(solver="als")["training"]["patience"] == 5
     assert told(solver="als", patience=20)["training"]["patience"] == 20
     assert "training" not in told(patience=20), "a plateau has no patience"
+    for solver in ("sgd", "als"):
+        assert told(solver=solver, tol=None)["training"]["early_stopping"] is False, "all epochs"
+    assert told(schedule="plateau", tol=None)["training"] == {"schedule": "plateau"}
     assert told(solver="mcmc")["data"] == {"train": ["a.parquet"], "validation_fraction": 0.0}
     assert "patience" not in told(solver="mcmc")["training"]
     assert told(solver="mcmc", early_stopping=True, validation_fraction=0.2)["data"]["validation_fraction"] == 0.2

@@ -15,6 +15,7 @@ pd = pytest.importorskip("pandas")
 import dask
 import dask.array as da
 from distributed import Client
+from sklearn.metrics import accuracy_score, r2_score
 
 from dfm.errors import ClusterError, DataError, SettingsError
 from dfm.estimators import FMClassifier, FMRanker, FMRegressor, LinearClassifier
@@ -103,6 +104,31 @@ def test_shards_are_read_here_or_trained_as_a_job(client, tmp_path):
     assert job.history_[-1]["auc"] == 1.0
     with pytest.raises(SettingsError, match="names of columns"):
         here.fit(shards, FRAME.kind)
+
+
+@pytest.mark.parametrize(("kind", "metric"), [(FMClassifier, accuracy_score), (FMRegressor, r2_score)])
+def test_rows_are_judged_wherever_they_lie(client, tmp_path, kind, metric):
+    """scikit-learn's own `score` takes arrays alone."""
+    dd = pytest.importorskip("dask.dataframe")
+    names, shards = ["site", "price"], str(tmp_path / "rows.parquet")
+    frame = FRAME.assign(rare=(FRAME.kind == "low") ^ (RNG.random(900) < 0.1), weight=RNG.integers(1, 4, 900))
+    frame = frame.astype({"rare": int})
+    frame.to_parquet(shards)
+    model, lazy = kind(n_epochs=5).fit(frame[names], frame.rare), dd.from_pandas(frame, npartitions=3)
+    plain = metric(frame.rare, model.predict(frame[names]))
+    weighed = metric(frame.rare, model.predict(frame[names]), sample_weight=frame.weight)
+    assert weighed != plain
+    for rows in (
+        (frame[names], frame.rare),
+        (lazy[names], lazy.rare),
+        (lazy[[*names, "rare"]], "rare"),
+        (shards, "rare"),
+    ):
+        assert model.score(*rows) == pytest.approx(plain)
+    for rows in ((lazy[names], lazy.rare, lazy.weight), (shards, "rare", "weight")):
+        assert model.score(*rows) == pytest.approx(weighed)
+    with pytest.raises(SettingsError, match="must be names of columns"):
+        model.score(shards, frame.rare)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("sklearn", minversion="1.6")
 
+import dask.array as da
 from scipy import sparse
 
 from dfm.errors import DataError, SettingsError
@@ -113,6 +114,8 @@ def test_what_makes_no_pairs_is_refused() -> None:
         FMRanker().fit(X, [0, 1, 2, 0, 1, 2])
     with pytest.raises(SettingsError, match="'logistic' is not of pairs of rows"):
         FMRanker(loss="logistic").fit(X, y)
+    with pytest.raises(SettingsError, match='optimizer = "Adam" is not legal'):
+        FMRanker(optimizer="Adam").fit(X, y)
     with pytest.raises(SettingsError, match=r"expected \(X, y, group\)"):
         FMRanker().fit(X, y, eval_set=(X, y))
     columns = {"a": ["x", "y"] * 3, "b": ["z"] * 6}
@@ -120,6 +123,13 @@ def test_what_makes_no_pairs_is_refused() -> None:
         FMRanker(family="ffm").fit(columns, y)
     with pytest.raises(SettingsError, match="does not go with solver"):
         FMRanker(solver="als").fit(X, y)
+
+
+@pytest.mark.parametrize("rows", ["log/*.parquet", da.zeros((6, 6))])
+def test_rows_elsewhere_are_judged_by_an_evaluation(rows: Any) -> None:
+    ranker = FMRanker(n_epochs=1).fit(np.eye(6), np.array([0, 1] * 3))
+    with pytest.raises(SettingsError, match=r"takes rows of this process: dfm\.evaluate\(ranker\.model_"):
+        ranker.score(rows, "clicked")
 
 
 def test_text_and_missing_groups_are_told_apart() -> None:

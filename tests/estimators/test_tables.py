@@ -120,6 +120,18 @@ def test_floats_of_arrow_in_a_frame_of_pandas_are_a_matrix_too():
         np.testing.assert_allclose(model.predict(frame), expected.predict(frame), atol=1e-3)
 
 
+def test_sparse_columns_of_a_frame_are_the_numbers_that_they_hold(fitted):
+    dense = FRAME.assign(rare=np.where(RNG.random(800) < 0.9, np.nan, 1.5), flag=RNG.random(800) < 0.1)
+    sparse = dense.assign(**{name: pd.arrays.SparseArray(dense[name]) for name in ("zone", "price", "rare", "flag")})
+    model = LinearClassifier(n_epochs=2, nan="missing")
+    expected = model.fit(dense, CLICKED).decision_function(dense)
+    np.testing.assert_array_equal(model.decision_function(sparse), expected)
+    np.testing.assert_array_equal(model.fit(sparse, CLICKED).decision_function(dense), expected)
+    kinds = {field.name: field.kind for field in model.model_.schema.fields}
+    assert (kinds["price"], kinds["rare"], kinds["zone"], kinds["flag"]) == ("numeric", "numeric", *["categorical"] * 2)
+    np.testing.assert_array_equal(fitted.model_.predict(sparse), fitted.model_.predict(dense))
+
+
 def test_a_transform_that_is_named_holds_for_tables_of_floats():
     frame = pd.DataFrame(RNG.normal(size=(200, 3)), columns=["red", "green", "blue"])
     model = FMRegressor(n_epochs=2, numeric_transform="quantile").fit(frame, frame.red)

@@ -143,6 +143,10 @@ def test_a_job_file_is_read(job_file):
     ("override", "table", "key", "expected"),
     [
         ("training.learning_rate=0.1", "training", "learning_rate", 0.1),
+        ("training.learning_rate=.05", "training", "learning_rate", 0.05),
+        ("training.learning_rate=1.", "training", "learning_rate", 1.0),
+        ("training.n_epochs=05", "training", "n_epochs", 5),
+        ("training.l2_groups.C1=.5", "training", "l2_groups", {"C1": 0.5}),
         ("training.optimizer=ftrl", "training", "optimizer", "ftrl"),
         ("data.train=/logs/day=1/*.parquet", "data", "train", ("/logs/day=1/*.parquet",)),
         ('data.train=["a", "b"]', "data", "train", ("a", "b")),
@@ -153,6 +157,8 @@ def test_a_job_file_is_read(job_file):
         ("schema.time=[1]", "schema", "time", "[1]"),
         ("data.validation_from=2026-11-21", "data", "validation_from", "2026-11-21"),
         ("output.directory=2026", "output", "directory", "2026"),
+        ("output.directory=.05", "output", "directory", ".05"),
+        ("schema.label_positive=05", "schema", "label_positive", ("05",)),
         ("output.directory=a=b", "output", "directory", "a=b"),
         ("cluster.dashboard=true", "cluster", "dashboard", True),
         ("schema.transforms.a.b=raw", "schema", "transforms", {"I5": "quantile", "a.b": "raw"}),
@@ -182,6 +188,11 @@ def test_a_list_with_a_wrong_item_is_not_taken_for_a_text(override, said):
         load_job({}, [override])
 
 
+def test_a_number_out_of_range_is_not_advised_to_be_a_list():
+    with pytest.raises(SettingsError, match=r'l2_groups = \{"u": -1\} is not legal: .* 0 or more\. Leave it out'):
+        load_job({"training": {"l2_groups": {"u": -1}}})
+
+
 def test_the_last_override_wins_and_the_callers_dict_is_left_alone():
     tables = {"training": {"learning_rate": 0.2}}
     job = load_job(tables, ["training.learning_rate=0.3", "training.learning_rate=0.4", "model.seed=3"])
@@ -205,6 +216,8 @@ def test_the_last_override_wins_and_the_callers_dict_is_left_alone():
         ({"training": {"optimizer": "adagrd"}}, [], 'Did you mean "adagrad"'),
         ({"training": {"learning_rate": "0.1"}}, [], "without quotes"),
         ({"cluster": {"dashboard": "true"}}, [], "without quotes"),
+        ({}, ["training.learning_rate=-.5"], "learning_rate = -0.5 is not legal"),
+        ({"schema": {"crosses": ["a", "b"]}}, [], "Put it in [brackets]"),
     ],
 )
 def test_a_mistake_is_answered_with_the_nearest_legal_thing(tables, overrides, said):

@@ -32,6 +32,11 @@ OWN_CLICKS, OWN_NUMBERS = (
     Objective(task, LossInfo("own", link, None, "e3b0c442"))
     for task, link in (("classification", "sigmoid"), ("regression", "identity"))
 )
+CONSTANT = ["no-better-than-a-constant"]
+ORDER = dataclasses.replace(CLICKS, stop_on="auc")
+UNFIT = {"log_loss": 0.7, "normalized_entropy": 1.2}
+OFF = {"log_loss": 0.51, "normalized_entropy": 1.02, "calibration": 0.4, "base_rate": 0.2}
+"""Predictions of another mean than that of the rows."""
 
 
 def kinds(findings: list[Any]) -> list[tuple[str, str]]:
@@ -110,12 +115,29 @@ def test_a_full_table_is_told_from_a_tenth_of_collisions_on() -> None:
         (OWN_CLICKS, {"loss": 0.2, "normalized_entropy": 1.4}, {"loss": 0.3}, []),
         (OWN_CLICKS, {"loss": 0.2, "normalized_entropy": 1.4}, {"loss": 0.2}, ["factors-add-nothing"]),
         (OWN_NUMBERS, {"loss": 0.2, "r2": -0.9}, {}, []),
+        (ORDER, {"auc": 0.8, **UNFIT}, {"auc": 0.7, **UNFIT}, []),
+        (ORDER, {"auc": 0.5, **UNFIT}, {"auc": 0.5, **UNFIT}, ["no-better-than-a-constant"]),
+        (ORDER, {"auc": 0.8, "log_loss": 0.5}, {"auc": 0.8, "log_loss": 0.6}, ["factors-add-nothing"]),
+        (ORDER, {"auc": 0.8, "log_loss": 0.5}, {"auc": 0.7, "log_loss": 0.4}, []),
+        (dataclasses.replace(CLICKS, stop_on="group_auc"), {"group_auc": 0.4, "auc": 0.8}, {}, CONSTANT),
+        (dataclasses.replace(CLICKS, stop_on="group_auc"), {"group_auc": 0.6, **UNFIT}, {}, []),
+        (CLICKS, {"auc": 0.5, **OFF}, {}, CONSTANT),
+        (CLICKS, {"auc": 0.8, **OFF}, {"auc": 0.8, **OFF}, ["another-rate"]),
+        (ORDER, {"auc": 0.8, **OFF}, {"auc": 0.8, **OFF}, ["another-rate", "factors-add-nothing"]),
+        (CLICKS, {"auc": 0.8, **OFF, "calibration": 0.9}, {}, CONSTANT),
+        (CLICKS, {"auc": 0.8, **OFF, "normalized_entropy": 1.5}, {}, CONSTANT),
     ],
 )
 def test_a_model_is_compared_with_a_constant_and_with_its_linear_part(
     objective: Objective, metrics: dict[str, Any], linear: dict[str, Any], expected: list[str]
 ) -> None:
     assert [finding.kind for finding in model_findings(objective, metrics, linear)] == expected
+
+
+def test_predictions_of_another_rate_are_told_with_what_makes_them_that() -> None:
+    (finding,) = model_findings(CLICKS, {"auc": 0.8, **OFF}, {})
+    assert "ranks the validation rows (auc 0.8000), but predicts 0.4 times their click rate" in finding.message
+    assert finding.knobs == ("data.validation", "data.negative_rate", "model.calibration")
 
 
 @pytest.mark.parametrize(
