@@ -37,14 +37,18 @@ def seen_bits(
     counts: FeatureCounts, hash_bits: int, before: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8] | None:
     """Which indices occur at all, a bit each, uint8[2^hash_bits / 8]; None of a hash table that is too large. before:
-    the bits of earlier rows, whose values count as well.
+    the bits of earlier rows, whose values count as well, unless half of all indices then occur: a new value would be
+    known by chance.
     """
     if hash_bits > MOST_SEEN_BITS:
         return None
     seen = np.zeros(1 << hash_bits, np.bool_)
     seen[counts.ids] = True
     bits = np.packbits(seen)
-    return bits if before is None else bits | before
+    if before is None:
+        return bits
+    both = bits | before
+    return both if np.unpackbits(both).mean() <= 0.5 else bits
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,7 +68,7 @@ class Start:
     """Growth of its accumulators; None where it does not say, or where the job's optimizer is another."""
     n_features: int = 0
     integers: tuple[str, ...] = ()
-    """Columns of text today that it knows as integers: `00012` is 12 to it."""
+    """Categories that are no integers today, and that it knows as such: `00012` is 12 to it."""
 
     def describe(self) -> dict[str, Any]:
         """The new model's note of its origin."""
@@ -86,7 +86,8 @@ class Start:
 
     def read_on(self, schema: ResolvedSchema) -> ResolvedSchema:
         """The schema of today's shards, by which values are read as the earlier model knows them."""
-        return dataclasses.replace(schema, integers=(*schema.integers, *self.integers))
+        known = {*schema.integers, *self.integers}
+        return dataclasses.replace(schema, integers=tuple(each.name for each in schema.fields if each.name in known))
 
     def vocabulary(self) -> Vocabulary:
         """Its features, how often they came and which values were ever seen, without the counts of its rows."""
@@ -127,8 +128,8 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
             f'the loss differs from that of training.warm_start = "{url}", so its scores mean something else; use the '
             "same model.loss, or leave warm_start out and train from the beginning."
         )
-    known = ResolvedSchema.from_dict(manifest["schema"]).integers
-    _tell_of_integers([name for name in schema.integers if name not in known], url)
+    integers = ResolvedSchema.from_dict(manifest["schema"]).integers
+    _tell_of_integers([name for name in schema.integers if name not in integers], url)
     statistics = {
         name: NumberStatistics(_boundaries(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
@@ -137,9 +138,9 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
     growth = Growth.from_dict(manifest["metadata"].get("accumulators"))
     if growth is not None and growth.optimizer != job.training.optimizer:
         growth = None
-    texts = [entry.name for entry in schema.fields if entry.kind == "categorical" and entry.name not in schema.integers]
-    integers = tuple(name for name in known if name in texts)
-    told = statistics, _chosen(manifest), options, n_models, growth, int(manifest["n_features"]), integers
+    others = [each.name for each in schema.fields if each.kind == "categorical" and each.name not in schema.integers]
+    carried = tuple(name for name in others if name in integers)
+    told = statistics, _chosen(manifest), options, n_models, growth, int(manifest["n_features"]), carried
     return Start(where, _parameters_sha256(manifest), decay, *told)
 
 

@@ -95,7 +95,9 @@ def _check_own(
         own = {shard.url for shard in (inputs.train if then is None else then)}
         both = [shard for shard in shards if shard.url in own]
         if both and then is None and not is_bounded:
-            raise DataError(_GROWN)
+            both = [shard for shard in both if _is_named(shard, settings["data"]["train"])]
+            if not both:
+                raise DataError(_GROWN)
         bound = _Bound(inputs.schema.time, inputs.split.bound, inputs.schema.missing)
         seen = _before(both, bound, model, options, later) if bound.moment else both
     except (DataError, SettingsError) as error:
@@ -107,6 +109,13 @@ def _check_own(
         )
     if then is None and any(map(_is_relative, settings["data"]["train"])):
         _warn(model, _OTHER_DATA)
+
+
+def _is_named(shard: Shard, train: Sequence[str]) -> bool:
+    """Whether a job names the very shard, or the folder of a partition that has it: such a place does not grow."""
+    places = [_place(path) for path in train if not any(mark in path for mark in "*?[{")]
+    place, folder = _place(shard.url), _place(shard.url.rpartition("/")[0])
+    return place in places or (folder in places and "=" in folder.rpartition("/")[2])
 
 
 def _listed(shards: Sequence[Shard]) -> str:

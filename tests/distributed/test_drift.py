@@ -171,3 +171,14 @@ def test_a_driver_that_publishes_watches_workers_that_still_count(monkeypatch: p
     assert publish.save_model(run, prepared, trained) == "sum"
     remembered = publish.remember, "vocabulary", ["sights"]
     assert told == [("waited", *remembered), remembered]
+
+
+def test_what_was_ever_seen_is_forgotten_where_chance_would_know_half_of_what_is_new() -> None:
+    for n_before, n_known in ((100, 110), (200, 10)):
+        tonight, before = (
+            FeatureCounts(ids.astype(np.uint32), np.ones(len(ids), np.int64), np.zeros(len(ids), np.uint16))
+            for ids in (np.arange(10), np.arange(10, 10 + n_before))
+        )
+        found = seen_bits(tonight, 8, seen_bits(before, 8))
+        assert found is not None
+        assert np.unpackbits(found).sum() == n_known

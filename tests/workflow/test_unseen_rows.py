@@ -175,6 +175,22 @@ def test_days_that_came_after_a_model_are_none_of_its_own(
     assert "other data are found by now than it was trained on" in told
 
 
+@pytest.mark.parametrize("named", ["days", "shards"])
+def test_what_a_job_names_itself_was_trained_on_whatever_became_of_the_rest(
+    named: str, copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of its days was written again, so that nobody finds what it was trained on; what is named does not grow."""
+    copy = tmp_path / "log"
+    for day in (SEEN, DAY):
+        shutil.copytree(log / f"day={day}", copy / f"day={day}")
+    train = [str(copy / f"day={day}") for day in (SEEN, DAY)]
+    train = train if named == "days" else [shard.url for day in train for shard in find_shards([day])]
+    model = renamed(copied, 0, "of then", train=train, validation_fraction=0.0)
+    with pytest.raises(DataError, match=rf"was trained on .*{DAY}"):
+        unseen_rows.check(model, shards_of(copy, DAY))
+    assert not told_by(caplog)
+
+
 def test_shards_that_came_after_a_model_into_one_folder_are_none_of_its_own(
     copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
