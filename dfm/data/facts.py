@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -41,9 +41,10 @@ class ColumnFacts:
     n_distinct: in the sample; n_values: estimated for all rows.
     Of lists both are of elements, of which a row has `length` on average. top: the most frequent values, as text.
     numbers: all values that are finite numbers or text of one, ascending, float64; n_words: how many are no number;
-    n_nan: how many are NaN. moments: earliest, ninth decile and latest, as text, where the column holds moments or text
-    of them, placeholders aside; no_moment: a text that is none. parts: of text, by separator, the share of distinct
-    values that have it. placeholders: texts among the values that look like none; they do not count as words.
+    n_nan: how many are NaN; n_infinite: how many are infinite. moments: earliest, at nine tenths, at 19 twentieths and
+    latest, as text, where the column holds moments or text of them, placeholders aside; no_moment: a text that is none.
+    parts: of text, by separator, the share of distinct values that have it. placeholders: texts among the values that
+    look like none; they do not count as words.
     """
 
     name: str
@@ -57,7 +58,8 @@ class ColumnFacts:
     numbers: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     n_words: int = 0
     n_nan: int = 0
-    moments: tuple[str, str, str] | None = None
+    n_infinite: int = 0
+    moments: tuple[str, str, str, str] | None = None
     no_moment: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
     mean_characters: float = 0.0
@@ -138,7 +140,7 @@ def _facts(name: str, known: Columns, arrays: Sequence[pa.Array], n_all: int) ->
     n_rows = sum(map(len, arrays))
     n_missing = n_rows - sum(counted.values())
     words = [*counted] if kind in ("string", "dictionary") else []
-    numbers, n_words, n_nan = _numbers(name, kind, arrays)
+    found = _numbers(name, kind, arrays)
     placeholders = tuple(text for text in PLACEHOLDERS if text in words and not _is_number(text))
     telling = {text: count for text, count in counted.items() if text not in placeholders}
     return ColumnFacts(
@@ -149,9 +151,10 @@ def _facts(name: str, known: Columns, arrays: Sequence[pa.Array], n_all: int) ->
         len(counted),
         _estimate(counted.values(), n_rows, n_all),
         tuple(sorted(counted, key=lambda text: (-counted[text], text))[:_MOST_WORDS]),
-        numbers=numbers,
-        n_words=n_words - sum(counted[text] for text in placeholders),
-        n_nan=n_nan,
+        numbers=found.finite,
+        n_words=found.n_words - sum(counted[text] for text in placeholders),
+        n_nan=found.n_nan,
+        n_infinite=found.n_infinite,
         moments=_moments(arrays, telling),
         no_moment=next((text for text in telling if not re.match(_ISO, text)), ""),
         parts={sign: sum(sign in text for text in words) / max(len(words), 1) for sign in SEPARATORS},
@@ -195,29 +198,38 @@ def _estimate(counts: Any, n_rows: int, n_all: int) -> int:
     return int(min(len(found) + unseen, len(found) - once + once * n_all / n_rows))
 
 
-def _numbers(name: str, kind: str, arrays: Sequence[pa.Array]) -> tuple[NDArray[np.float64], int, int]:
-    """All numbers of a column in order, how many values are none, how many are NaN."""
+class _Numbers(NamedTuple):
+    """All finite numbers of a column in order, how many values are no number, NaN, infinite."""
+
+    finite: NDArray[np.float64]
+    n_words: int = 0
+    n_nan: int = 0
+    n_infinite: int = 0
+
+
+def _numbers(name: str, kind: str, arrays: Sequence[pa.Array]) -> _Numbers:
     if kind not in ("int", "float", "string", "dictionary", "bool"):
-        return np.zeros(0), 0, 0
-    parts, n_words, n_nan = [], 0, 0
+        return _Numbers(np.zeros(0))
+    parts, n_words, n_nan, n_infinite = [np.zeros(0)], 0, 0, 0
     for array in arrays:
         try:
             values, present, unparsed = parse_numbers(array, name)
         except DataError:
-            return np.zeros(0), 0, 0
+            return _Numbers(np.zeros(0))
         n_words += int(unparsed.sum())
         found = values[present & ~unparsed]
         n_nan += int(np.isnan(found).sum())
+        n_infinite += int(np.isinf(found).sum())
         parts.append(found[np.isfinite(found)])
-    return np.sort(np.concatenate(parts)) if parts else np.zeros(0), n_words, n_nan
+    return _Numbers(np.sort(np.concatenate(parts)), n_words, n_nan, n_infinite)
 
 
 _MIDNIGHT = "T00:00:00"
 _ISO = r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
 
 
-def _moments(arrays: Sequence[pa.Array], counted: Mapping[str, int]) -> tuple[str, str, str] | None:
-    """Earliest, ninth decile and latest of moments, or of text that has the form of moments."""
+def _moments(arrays: Sequence[pa.Array], counted: Mapping[str, int]) -> tuple[str, str, str, str] | None:
+    """Some quantiles of moments, or of text that has the form of moments."""
     kinds = {storage_type(array.type) for array in arrays}
     if all(is_moment(kind) and not pa.types.is_time(kind) for kind in kinds):
         kind = type_of_moments(kinds)
@@ -226,10 +238,10 @@ def _moments(arrays: Sequence[pa.Array], counted: Mapping[str, int]) -> tuple[st
     if not words or not bool(pc.all(pc.match_substring_regex(pa.array(words), _ISO)).as_py()):
         return None
     ordered = sorted(words)
-    return _deciles(ordered, np.array([counted[word] for word in ordered]))
+    return _quantiles(ordered, np.array([counted[word] for word in ordered]))
 
 
-def _of_moments(moments: pa.ChunkedArray) -> tuple[str, str, str] | None:
+def _of_moments(moments: pa.ChunkedArray) -> tuple[str, str, str, str] | None:
     """The same of moments without nulls; to the microsecond, and of midnights the days. None beyond the year 9999."""
     if pa.types.is_timestamp(moments.type):
         moments = moments.cast(pa.timestamp("us", moments.type.tz), safe=False)
@@ -241,13 +253,14 @@ def _of_moments(moments: pa.ChunkedArray) -> tuple[str, str, str] | None:
         return None
     if all(text.endswith(_MIDNIGHT) for text in texts):
         texts = [text.removesuffix(_MIDNIGHT) for text in texts]
-    return _deciles(texts, counted.field(1).take(order).to_numpy()) if texts else None
+    return _quantiles(texts, counted.field(1).take(order).to_numpy()) if texts else None
 
 
-def _deciles(words: Sequence[str], counts: NDArray[np.int64]) -> tuple[str, str, str]:
-    """The first of ascending values, the one at nine tenths, the last."""
+def _quantiles(words: Sequence[str], counts: NDArray[np.int64]) -> tuple[str, str, str, str]:
+    """The first of ascending values, the ones at nine tenths and at 19 twentieths, the last."""
     ends = np.cumsum(counts)
-    return words[0], words[int(np.searchsorted(ends, 0.9 * ends[-1]))], words[-1]
+    at_tenth, at_twentieth = (words[int(np.searchsorted(ends, share * ends[-1]))] for share in (0.9, 0.95))
+    return words[0], at_tenth, at_twentieth, words[-1]
 
 
 def _of_lists(name: str, arrays: Sequence[pa.Array], n_all: int) -> ColumnFacts:

@@ -53,6 +53,7 @@ _DAYS = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 """A day as a whole number, YYYYMMDD."""
 _LONGEST_SHOWN = 24
 """Characters of a value that a note quotes."""
+_BAD = 'bad rows, which data.on_bad_rows = "skip" leaves out'
 _LOAD = 0.1
 _BUCKETS = 40
 """Features of a numeric column, about."""
@@ -207,7 +208,7 @@ def _take_label(draft: _Draft, name: str) -> None:
         draft.said[name] = f"numbers from {low:g} to {high:g}, {facts.n_distinct:,} distinct: a regression"
         draft.said[name] += "; classes would need a job each" if _are_few(facts) else ""
     if gaps := _gaps(facts):
-        draft.said[name] += f'; {_share(gaps)} have none: bad rows, which data.on_bad_rows = "skip" leaves out'
+        draft.said[name] += f"; {_share(gaps)} have none: {_BAD}"
 
 
 def _are_few(facts: ColumnFacts) -> bool:
@@ -227,11 +228,12 @@ def _find_time(draft: _Draft) -> None:
         return
     draft.time = found[0]
     facts = columns[draft.time]
-    first, decile, last = facts.moments or tuple(
-        f"{facts.numbers[at]:.0f}" for at in (0, int(0.9 * len(facts.numbers)), -1)
+    first, at_tenth, at_twentieth, last = facts.moments or tuple(
+        f"{facts.numbers[int(share * (len(facts.numbers) - 1))]:.0f}" for share in (0, 0.9, 0.95, 1)
     )
     has_days = len(last) == len("2026-11-20") if facts.moments else _are_days(facts)
-    draft.validation_from = last if has_days and last > first else decile if decile > first else ""
+    begin = at_twentieth if has_days else at_tenth
+    draft.validation_from = begin if begin > first else ""
     draft.said[draft.time] = f"from {first} to {last}"
     if len(found) > 1:
         draft.notes.append(f"Other columns hold moments: {', '.join(found[1:])}; {draft.time} orders the rows.")
@@ -254,7 +256,7 @@ def _is_epoch(facts: ColumnFacts) -> bool:
 def _find_weight(draft: _Draft) -> None:
     for name in _by_name(draft.facts.columns, WEIGHT_NAMES):
         facts = draft.facts.columns[name]
-        is_weight = facts.are_numbers and not facts.n_missing and not facts.n_words and not facts.n_nan
+        is_weight = facts.are_numbers and not (facts.n_missing or facts.n_words or facts.n_nan or facts.n_infinite)
         if name not in (draft.label, draft.time) and is_weight and facts.numbers[0] >= 0 and not draft.weight:
             draft.weight = name
             draft.said[name] = f"from {facts.numbers[0]:g} to {facts.numbers[-1]:g}: taken by its name"
@@ -338,6 +340,9 @@ def _take_feature(draft: _Draft, facts: ColumnFacts) -> None:
         draft.numeric.append(name)
         draft.said[name] += f", {facts.numbers[0]:g} to {facts.numbers[-1]:g}"
         draft.said[name] += "; whole numbers" if facts.kind == "float" and facts.are_whole else ""
+        draft.said[name] += (
+            f"; {_share(facts.n_infinite / facts.n_rows)} are infinite: {_BAD}" if facts.n_infinite else ""
+        )
         draft.said[name] += "" if _is_measure(facts) else "; counted, it seems: categorical if these are codes"
         return
     draft.categorical.append(name)
@@ -492,10 +497,11 @@ def _missing_note(draft: _Draft) -> str:
 
 
 def _derived_lines(draft: _Draft) -> Iterator[str]:
-    """Derived features of the time, as comments: an hour where the moments have one."""
+    """Derived features of the time, as comments: an hour where the moments have one; none that is a column already."""
     moments = draft.facts.columns[draft.time].moments if draft.time else None
-    if moments:
-        words = ["hour"] * (len(moments[2]) > len("2026-11-20")) + ["weekday"]
+    words = ["hour"] * (moments is not None and len(moments[-1]) > len("2026-11-20")) + ["weekday"]
+    words = [word for word in words if word not in draft.facts.columns]
+    if moments and words:
         yield "# [schema.derive]  # features that the time could give"
         yield from (f"# {word} = {toml_value(f'{word}({draft.time})')}" for word in words)
 

@@ -16,7 +16,14 @@ from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
 from dfm.settings.job import Job
 from dfm.training import rounds
-from dfm.training.diagnosis import Finding, column_findings, count_fields, model_findings, table_finding
+from dfm.training.diagnosis import (
+    Finding,
+    column_findings,
+    count_fields,
+    model_findings,
+    table_finding,
+    validation_findings,
+)
 from dfm.training.exact import draws_of
 from dfm.training.exact_rounds import judge_draws
 from dfm.training.exact_work import ExactWork
@@ -69,6 +76,7 @@ class Diagnosis:
         return [
             *column_findings(self.prepared.reading.schema, counts, model.min_count, self.collided_share),
             *table_finding(self.collided_share, model.hash_bits),
+            *validation_findings(metrics),
             *model_findings(self.work.objective, metrics, linear),
         ]
 

@@ -29,6 +29,8 @@ _FULL = 0.10
 _NOTHING = 1e-4
 """Relative gain below which a model, or its factors, may as well be left out."""
 
+_FEW_ROWS = 100
+"""Rows to validate on below which their metrics are chance."""
 _HALF = 0.5 + _NOTHING
 """The area under the curve up to which rows are in no order."""
 _RANKS = 0.55
@@ -139,6 +141,22 @@ def start_finding(objective: Objective, metrics: Mapping[str, Any]) -> Finding:
         "what is published is the model of training.warm_start, less warm_start_decay; that model itself may be better"
     )
     return Finding("nothing-new", message, ("data.train", "training.learning_rate", "data.validation"))
+
+
+def validation_findings(metrics: Mapping[str, Any]) -> list[Finding]:
+    """Whether the rows that chose the parameters tell models apart: enough of them, and of both classes. metrics: of
+    these rows; empty where none validate.
+    """
+    n_rows, rate = metrics.get("rows"), metrics.get("base_rate")
+    is_one_class = rate in (0.0, 1.0)
+    if n_rows is None or not (n_rows < _FEW_ROWS or is_one_class):
+        return []
+    are_alike = f", all of class {rate:.0f}" if is_one_class else ""
+    message = (
+        f"{n_rows:,} rows validate{are_alike}: by them a good model is hardly told from a bad one; let more rows "
+        "validate, of both classes where there are two"
+    )
+    return [Finding("too-little-to-judge-by", message, ("data.validation_from", "data.validation"))]
 
 
 def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any]) -> list[Finding]:

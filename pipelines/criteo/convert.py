@@ -9,7 +9,7 @@ grow with the file: one row group is held at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def convert(
 ) -> dict[str, int]:
     """Write the rows of `source` below `output`; returns the rows of "train" and of "validation".
 
-    The last shards, at least `validation_share` of them, become the validation set. A DataError names the
-    first line that is not a label 0 or 1, 13 integers or blanks and 26 strings or blanks with tabs between;
-    nothing is published then.
+    The last rows, `validation_share` of them, become the validation set; the shard in which they begin is cut in
+    two. A DataError names the first line that is not a label 0 or 1, 13 integers or blanks and 26 strings or
+    blanks with tabs between, or says that there are too few rows for both sets; nothing is published then.
     """
     if row_groups_per_shard < 1:
         raise SettingsError(f"row_groups_per_shard = {row_groups_per_shard}: must be at least 1")
@@ -53,24 +53,64 @@ def convert(
     unfinished.mkdir(parents=True, exist_ok=True)
     try:
         rows_of = _write_shards(source, unfinished, row_groups_per_shard)
-        return _publish(rows_of, folders, validation_share)
+        n_train = _rows_to_train_on(source, sum(rows_of.values()), validation_share)
+        return _publish(_cut(rows_of, n_train), folders, n_train)
     finally:
         for path in unfinished.iterdir():
             path.unlink()
         unfinished.rmdir()
 
 
-def _publish(rows_of: dict[Path, int], folders: dict[str, Path], validation_share: float) -> dict[str, int]:
-    """Move complete shards to their places; how many validate is only known once all are written."""
-    n_train = int(len(rows_of) * (1.0 - validation_share))
-    rows = {}
-    shards = iter(rows_of.items())
-    for name, count in (("train", n_train), ("validation", len(rows_of) - n_train)):
-        folders[name].mkdir(parents=True, exist_ok=True)
-        rows[name] = 0
-        for number, (path, path_rows) in enumerate(islice(shards, count)):
-            path.replace(folders[name] / f"part-{number:05d}.parquet")
-            rows[name] += path_rows
+def _rows_to_train_on(source: Path, n_rows: int, validation_share: float) -> int:
+    """How many of all rows come before those that validate. DataError where one of the two sets has none."""
+    n_train = n_rows - round(n_rows * validation_share)
+    if n_train == 0 or (validation_share and n_train == n_rows):
+        raise DataError(
+            f"{source} has {n_rows:,} rows, of which a share of {validation_share:g} leaves none to "
+            f"{'validate' if n_train else 'train'} on; choose another --validation-share, or 0 for no validation set"
+        )
+    return n_train
+
+
+def _cut(rows_of: Mapping[Path, int], n_train: int) -> dict[Path, int]:
+    """The same rows in shards of which none lies on both sides of row `n_train`; the rows of each."""
+    cut: dict[Path, int] = {}
+    for path, n_rows in rows_of.items():
+        before = n_train - sum(cut.values())
+        if 0 < before < n_rows:
+            for first, last in ((0, before), (before, n_rows)):
+                cut[_part(path, first, last)] = last - first
+            path.unlink()
+        else:
+            cut[path] = n_rows
+    return cut
+
+
+def _part(path: Path, first: int, last: int) -> Path:
+    """A new shard of the rows from `first` to before `last` of another one."""
+    part = path.with_suffix(f".{first}.parquet")
+    with pq.ParquetFile(path) as shard, pq.ParquetWriter(part, SCHEMA, compression="zstd") as writer:
+        begin = 0
+        for number in range(shard.num_row_groups):
+            row_group = shard.read_row_group(number)
+            start, stop = max(first - begin, 0), min(last - begin, len(row_group))
+            if start < stop:
+                writer.write_table(row_group.slice(start, stop - start), row_group_size=ROW_GROUP_ROWS)
+            begin += len(row_group)
+    return part
+
+
+def _publish(rows_of: Mapping[Path, int], folders: Mapping[str, Path], n_train: int) -> dict[str, int]:
+    """Move complete shards to their places; the rows of each set."""
+    rows = dict.fromkeys(folders, 0)
+    counts = dict.fromkeys(folders, 0)
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, n_rows in rows_of.items():
+        name = "train" if rows["train"] < n_train else "validation"
+        path.replace(folders[name] / f"part-{counts[name]:05d}.parquet")
+        rows[name] += n_rows
+        counts[name] += 1
     return rows
 
 
@@ -144,7 +184,7 @@ def _check_labels(source: Path, labels: pa.Array, rows_before: int) -> None:
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--row-groups-per-shard", default=8, show_default=True, help=f"each of {ROW_GROUP_ROWS:,} rows")
-@click.option("--validation-share", default=0.1, show_default=True, help="of the shards, the last in time")
+@click.option("--validation-share", default=0.1, show_default=True, help="of the rows, the last in time")
 def main(source: Path, output: Path, row_groups_per_shard: int, validation_share: float) -> None:
     try:
         rows = convert(source, output, row_groups_per_shard=row_groups_per_shard, validation_share=validation_share)

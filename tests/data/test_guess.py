@@ -232,6 +232,36 @@ def test_moments_validate_by_their_last_tenth(tmp_path: Path) -> None:
     assert '# hour = "hour(seen)"' in text
 
 
+def test_a_last_day_of_few_rows_does_not_validate_alone(tmp_path: Path) -> None:
+    days = ["2026-11-20"] * 1500 + ["2026-11-21"] * 1498 + ["2026-11-22"] * 2
+    for name, day in (("text", days), ("numbers", [int(day.replace("-", "")) for day in days])):
+        path = written(tmp_path, {"label": CLICKS, "day": day, "site": ["a", "b"] * (N // 2)}, f"{name}.parquet")
+        tables, _, _ = checked(path)
+        assert tables["data"]["validation_from"] == str(day[2000])
+    one = ["2026-11-21"] * (N - 2) + ["2026-11-22"] * 2
+    tables, _, _ = checked(written(tmp_path, {"label": CLICKS, "day": one, "site": ["a", "b"] * (N // 2)}))
+    assert "validation_from" not in tables["data"]
+
+
+def test_features_that_the_time_could_give_are_no_columns_already(tmp_path: Path) -> None:
+    begin = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
+    moments = [begin + datetime.timedelta(minutes=17 * i) for i in range(N)]
+    columns = {"label": CLICKS, "seen": moments, "hour": [moment.hour for moment in moments], "site": ["a", "b"] * 1500}
+    text = guess(written(tmp_path, columns))
+    assert "# hour" not in text
+    jobs.plan(tomllib.loads(text.replace("# [schema.derive]", "[schema.derive]").replace("# weekday", "weekday")))
+    text = guess(written(tmp_path, {**columns, "weekday": [moment.weekday() for moment in moments]}))
+    assert "schema.derive" not in text
+
+
+def test_infinities_are_told_with_what_a_training_makes_of_them(tmp_path: Path) -> None:
+    endless = np.where(np.arange(N) % 100 == 0, np.inf, RNG.random(N))
+    columns = {"label": CLICKS, "ratio": endless, "sample_weight": endless, "site": ["a", "b"] * (N // 2)}
+    tables, text, _ = checked(written(tmp_path, columns))
+    assert (tables["schema"]["numeric"], "weight" in tables["schema"]) == (["ratio", "sample_weight"], False)
+    assert re.search(r'"ratio",  # .*; 1 % are infinite: bad rows, which data.on_bad_rows = "skip" leaves out', text)
+
+
 def test_a_label_with_gaps_is_still_the_label(tmp_path: Path) -> None:
     clicked = [None if row == 7 else int(label) for row, label in enumerate(CLICKS)]
     others = {"is_mobile": CLICKS[::-1], "site": ["u", "v", "w"] * (N // 3)}

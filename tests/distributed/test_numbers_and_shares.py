@@ -136,6 +136,16 @@ def test_what_could_not_be_learnt_is_told(
     assert result.validation["rows"] == 1_000
 
 
+def test_rows_of_one_class_that_chose_the_epoch_are_told(client: Client, tmp_path: Path) -> None:
+    label = RNG.integers(0, 2, N_ROWS)
+    label[3_000:] = 0
+    trained(tmp_path, client, pa.table({"label": label, "site": SITE}), categorical=["site"])
+    found = json.loads((tmp_path / "out" / "model" / "model.json").read_text())["metadata"]["diagnosis"]
+    (judged,) = (finding for finding in found if finding["kind"] == "too-little-to-judge-by")
+    assert judged["message"].startswith("1,000 rows validate, all of class 0")
+    assert judged["knobs"] == ["data.validation_from", "data.validation"]
+
+
 def test_who_listens_to_no_event_is_warned_of_a_column_in_one_bucket(
     client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

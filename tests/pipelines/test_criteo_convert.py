@@ -66,16 +66,35 @@ def test_cells_are_typed_and_blanks_are_null(tmp_path):
 
 
 @pytest.mark.usefixtures("small_row_groups")
-def test_shards_keep_the_order_of_time_and_the_last_ones_validate(tmp_path):
+def test_shards_keep_the_order_of_time_and_the_last_rows_validate(tmp_path):
     source = raw_file(tmp_path / "train.txt", [line(n) for n in range(95)])
     rows = convert(source, tmp_path / "out", row_groups_per_shard=2, validation_share=0.2)
     train, validation = shards(tmp_path / "out/train"), shards(tmp_path / "out/validation")
-    assert [len(table) for table in train] == [20, 20, 20, 20]
-    assert [len(table) for table in validation] == [15]
-    assert rows == {"train": 80, "validation": 15}
+    assert [len(table) for table in train] == [20, 20, 20, 16]
+    assert [len(table) for table in validation] == [4, 15]
+    assert rows == {"train": 76, "validation": 19}
     assert pa.concat_tables(train + validation)["I5"].to_pylist() == list(range(95))
     metadata = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet").metadata
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [10, 10]
+
+
+@pytest.mark.usefixtures("small_row_groups")
+@pytest.mark.parametrize("row_groups_per_shard", [10, 5, 9])
+def test_a_tenth_of_the_rows_validates_however_few_the_shards_are(tmp_path, row_groups_per_shard):
+    source = raw_file(tmp_path / "train.txt", [line(n) for n in range(100)])
+    rows = convert(source, tmp_path / "out", row_groups_per_shard=row_groups_per_shard)
+    assert rows == {"train": 90, "validation": 10}
+    sets = [pa.concat_tables(shards(tmp_path / "out" / name))["I5"].to_pylist() for name in ("train", "validation")]
+    assert sets == [[*range(90)], [*range(90, 100)]]
+    assert not (tmp_path / "out/.unfinished").exists()
+
+
+def test_rows_that_are_too_few_for_both_sets_are_refused(tmp_path):
+    source = raw_file(tmp_path / "train.txt", [line(n) for n in range(3)])
+    for share, lacking in ((0.1, "validate"), (0.9, "train")):
+        with pytest.raises(DataError, match=f"3 rows, of which a share of {share} leaves none to {lacking} on; choose"):
+            convert(source, tmp_path / "out", validation_share=share)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.usefixtures("small_row_groups")

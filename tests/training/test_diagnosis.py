@@ -20,6 +20,7 @@ from dfm.training.diagnosis import (
     model_findings,
     start_finding,
     table_finding,
+    validation_findings,
 )
 
 SCHEMA = resolve(
@@ -132,6 +133,24 @@ def test_a_model_is_compared_with_a_constant_and_with_its_linear_part(
     objective: Objective, metrics: dict[str, Any], linear: dict[str, Any], expected: list[str]
 ) -> None:
     assert [finding.kind for finding in model_findings(objective, metrics, linear)] == expected
+
+
+@pytest.mark.parametrize(
+    ("metrics", "begin"),
+    [
+        ({"rows": 2, "base_rate": 0.0, "auc": None}, "2 rows validate, all of class 0: by them"),
+        ({"rows": 40_000, "base_rate": 1.0}, "40,000 rows validate, all of class 1: by them"),
+        ({"rows": 99, "base_rate": 0.5}, "99 rows validate: by them"),
+        ({"rows": 5, "rmse": 2.0, "r2": None}, "5 rows validate: by them"),
+        ({"rows": 100, "base_rate": 0.01}, ""),
+        ({"rows": 100, "rmse": 2.0}, ""),
+        ({}, ""),
+    ],
+)
+def test_rows_that_are_few_or_of_one_class_judge_nothing(metrics: dict[str, Any], begin: str) -> None:
+    found = validation_findings(metrics)
+    assert bool(found) == bool(begin)
+    assert all(finding.message.startswith(begin) for finding in found)
 
 
 def test_predictions_of_another_rate_are_told_with_what_makes_them_that() -> None:

@@ -157,9 +157,18 @@ def parse_options(delimiter: str, quote: str) -> pyarrow.csv.ParseOptions:
 
 
 def convert_options(missing: Sequence[str], schema: pa.Schema | None = None) -> pyarrow.csv.ConvertOptions:
-    """The way in which values are read: by these types, or by what they look like."""
+    """The way in which values are read: by these types, or by what they look like.
+
+    Booleans are written true and false, as a boolean is where text stands for it; other spellings stay text, as which
+    whoever serves them has them.
+    """
     return pyarrow.csv.ConvertOptions(
-        column_types=schema, null_values=["", *missing], strings_can_be_null=True, quoted_strings_can_be_null=True
+        column_types=schema,
+        null_values=["", *missing],
+        true_values=["true"],
+        false_values=["false"],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=True,
     )
 
 

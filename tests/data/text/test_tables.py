@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfm.data.canonical import value_text
 from dfm.data.synthetic import SCHEMA
 from dfm.data.text.account import LineAccount
 from dfm.data.text.convert import convert
@@ -203,6 +204,29 @@ def test_numbers_that_no_type_tells_apart_stay_text(tmp_path: Path, values: list
     table = converted(tmp_path, "user,x\n" + "".join(f"{value},1\n" for value in values))
     assert table.schema.field("user").type == kind
     assert len(set(table["user"].to_pylist())) == len(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["true", "false"], pa.bool_()),
+        (["True", "False"], pa.string()),
+        (["TRUE", "FALSE"], pa.string()),
+        (["true", "FALSE"], pa.string()),
+        (["true", "0"], pa.string()),
+    ],
+)
+def test_truths_of_another_spelling_stay_the_text_that_is_served(
+    tmp_path: Path, values: list[str], kind: pa.DataType
+) -> None:
+    table = converted(tmp_path, "is_new,x\n" + "".join(f"{value},1\n" for value in values))
+    assert table.schema.field("is_new").type == kind
+    assert [value_text(value) for value in table["is_new"].to_pylist()] == values
+
+
+def test_a_boolean_of_another_spelling_is_told_instead_of_rewritten() -> None:
+    (fault,) = TableReader(("is_new",), (pa.bool_(),), ",").parse(block("true\nTRUE\n")).faults
+    assert (fault.line, fault.reason, fault.text) == (1, "column 'is_new' is no bool", "TRUE")
 
 
 def test_samples_agree_on_text_where_one_has_wide_integers_and_another_fractions(tmp_path: Path) -> None:
