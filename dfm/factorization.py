@@ -8,6 +8,7 @@ sizes of w0 and w are 0, and they stay 0.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, resolve_optimizer
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
+from dfm.settings.constraints import Knob, Number
 from dfm.settings.tables import TrainingSettings
 from dfm.training.executor import Event
 from dfm.training.fitting import Fit, FitExecutor, Recipe, deal, fit, initial_table, whole_partition
@@ -36,6 +38,14 @@ from dfm.training.rounds import Work
 from dfm.training.steps import work_of
 
 _NO_FLOATS = np.zeros(0, np.float32)
+_JOBS = TrainingSettings.knobs()
+_LEGAL = {
+    "learning_rate": Number(0, open_low=True),
+    "l2": Number(0),
+    "l2_biases": Number(0),
+    **{name: _JOBS[name].constraint for name in ("schedule", "n_replicas", "backend")},
+}
+"""Legal values of parameters: no number is found by itself here, as it is in a job."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +103,13 @@ def matrix_factorization(
     ends when the mean squared error, for entries of deviation 1, fell by less than tol in each of so many epochs.
     backend: "numba" trains on processors, "cupy" on NVIDIA GPUs, "auto" on GPUs where they are. client: a Dask client,
     to train the replicas on its cluster; without one they are trained here.
+
+    SettingsError where a parameter is out of its range; DataError where nothing of D is known, or an entry is infinite.
     """
+    _check_legal(
+        learning_rate=learning_rate, l2=l2, l2_biases=l2_biases, schedule=schedule, n_replicas=n_replicas,
+        backend=backend,
+    )  # fmt: skip
     if n_factors < 1:
         raise SettingsError(f"n_factors = {n_factors}; a factorization needs at least 1")
     if schedule in ("auto", "plateau"):
@@ -134,6 +150,13 @@ def matrix_factorization(
         executor = _executor(recipe, entries, vocabulary, client)
         done = fit(recipe, executor, Fit(initial_table(recipe, vocabulary)), lambda event: None)
     return _result(done, shape, unit)
+
+
+def _check_legal(**given: Any) -> None:
+    """SettingsError that names a parameter, its range and its default where one is out of range."""
+    own = inspect.signature(matrix_factorization).parameters
+    for name, value in given.items():
+        Knob(own[name].default, _LEGAL[name], "").parse(name, value)
 
 
 def _told(client: Any) -> contextlib.AbstractContextManager[None]:

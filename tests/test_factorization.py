@@ -90,6 +90,27 @@ def test_what_cannot_be_factorized_is_refused():
         matrix_factorization(np.ones((2, 2)), 1, optimizer="ftrl")
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"n_replicas": 0}, r"^n_replicas = 0 is not legal: expected an integer from 1 to 4096\. .* default, 1\.$"),
+        ({"l2": -1.0}, r"^l2 = -1\.0 is not legal: expected a number, 0 or more\. .* default, 0\.0\.$"),
+        (
+            {"l2_biases": "auto"},
+            r"^l2_biases = \"auto\" is not legal: expected a number, 0 or more\. .* default, 0\.0\.$",
+        ),
+        (
+            {"learning_rate": "auto"},
+            r"^learning_rate = \"auto\" is not legal: expected a number above 0\. .* default, 0\.5\.$",
+        ),
+        ({"backend": "gpu"}, r"^backend = \"gpu\" is not legal: .* default, \"numba\"\.$"),
+    ],
+)
+def test_what_is_out_of_range_is_told_by_its_own_name_and_default(given, told):
+    with pytest.raises(SettingsError, match=told):
+        matrix_factorization(np.ones((3, 3)), 1, **given)
+
+
 def test_infinity_is_no_gap_where_there_are_gaps():
     with pytest.raises(DataError, match="infinity"):
         matrix_factorization(np.array([[1.0, np.inf], [np.nan, 2.0]]), 1)

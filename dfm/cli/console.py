@@ -42,10 +42,10 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
 
 
 def metric_text(value: object, is_count: bool) -> str:
-    """A metric for people: a sum of weights that are 1 is a count like that of the rows."""
+    """A metric for people, "-" where there is none: a sum of weights that are 1 is a count like that of the rows."""
     if is_count and isinstance(value, int | float) and float(value).is_integer():
         return f"{value:,.0f}"
-    return number_text(value, ",.5f") if isinstance(value, float) else f"{value}"
+    return number_text(value, ",.5f") if value is None or isinstance(value, float) else f"{value}"
 
 
 def drift_table(records: Sequence[Event]) -> Table | None:
@@ -55,15 +55,23 @@ def drift_table(records: Sequence[Event]) -> Table | None:
     shown = [record for record in records if record["psi"] is not None][:_MOST_DRIFTED]
     if not shown:
         return None
-    names = ("psi", "missing", "rare", "unseen", "training_missing", "training_rare")
-    titles = {"psi": "PSI", "training_missing": "(training) missing", "training_rare": "rare"}
-    table = Table("column", *(Column(titles.get(name, name), justify="right") for name in names), title="drift")
+    numbers = [Column(title, justify="right", no_wrap=True) for title in _DRIFT.values()]
+    table = Table(Column("column", overflow="fold"), *numbers, title="drift", box=SIMPLE, padding=(0, 0, 0, 1))
     for record in shown:
-        cells = ["-" if record[name] is None else f"{record[name]:.4f}" for name in names]
+        cells = ["-" if record[name] is None else f"{record[name]:.4f}" for name in _DRIFT]
         table.add_row(escape(record["column"]), *cells)
     return table
 
 
+_DRIFT = {
+    "psi": "PSI",
+    "missing": "missing",
+    "rare": "rare",
+    "unseen": "unseen",
+    "training_missing": "training\nmissing",
+    "training_rare": "training\nrare",
+}
+"""Numbers of a column that drifted and their titles, short enough for 80 columns."""
 _MOST_PAIRS = 10
 """Pairs of fields that are shown, the strongest."""
 _MOST_DRIFTED = 10
@@ -75,7 +83,8 @@ _BAR = 24
 def importance_table(found: Event) -> Table:
     """The columns of a model, the most important first, each with a bar of what it is worth."""
     table = Table(
-        "column", Column("rise of the loss", justify="right"), Column("missing", justify="right"), "",
+        Column("column", overflow="fold"), Column("rise of the loss", justify="right", no_wrap=True),
+        Column("missing", justify="right", no_wrap=True), Column("", overflow="crop"),
         title=f"without a column the loss rises from {number_text(found['loss'])} ({found['rows']:,} rows)",
     )  # fmt: skip
     most = max((record["permuted"] for record in found["columns"]), default=0.0)
@@ -91,9 +100,10 @@ def importance_table(found: Event) -> Table:
 def pairs_table(records: Sequence[Event]) -> Table:
     """The strongest pairs of fields, each with a bar of the mean absolute term that they make together."""
     has_r = "r" in records[0]
-    learnt = [Column("r", justify="right")] if has_r else []
+    learnt = [Column("r", justify="right", no_wrap=True)] if has_r else []
     title = "mean absolute part of the score that two fields make together"
-    table = Table("fields", Column("strength", justify="right"), *learnt, "", title=title)
+    strength, bars = Column("strength", justify="right", no_wrap=True), Column("", overflow="crop")
+    table = Table(Column("fields", overflow="fold"), strength, *learnt, bars, title=title)
     form = number_form(record["strength"] for record in records[:_MOST_PAIRS])
     for record in records[:_MOST_PAIRS]:
         bar = "█" * round(_BAR * record["strength"] / records[0]["strength"])
@@ -266,6 +276,8 @@ def _cell(name: str, value: object, form: str) -> str:
         return " ".join(_cell(name, each, form) for each in value)
     if isinstance(value, float):
         return f"{value:{form}}"
+    if value is None:
+        return "-"
     return f"{value:,}" if isinstance(value, int) and name != "index" else f"{value}"
 
 
@@ -278,7 +290,7 @@ def show_plan(planned: Event) -> None:
 
 
 def _plan_table(planned: Event) -> Table:
-    table = Table("planned", "value", title="what this job would do")
+    table = Table(*(Column(name, overflow="fold") for name in ("planned", "value")), title="what this job would do")
     for name, value in planned.items():
         if name not in ("job", "columns"):
             table.add_row(name.replace("_", " "), escape(_planned_text(name, value)))

@@ -65,7 +65,7 @@ def status(name: str, namespace: str, context: str, options: dict[str, Any], wai
     if as_json:
         click.echo(line_of({"event": "status", **described}))
         return found.exit_code if wait else 0
-    table = Table("DaskJob", escape(name))
+    table = Table("DaskJob", Column(escape(name), overflow="fold"))
     for key, value in described.items():
         if key not in ("name", "problems") and value != "":
             table.add_row(key, escape(str(value)))

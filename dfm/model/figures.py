@@ -113,7 +113,7 @@ def _learning(history: Sequence[Mapping[str, Any]]) -> str:
     if not values:
         return ""
     last = max(float(epoch["epoch"]) for epoch in first)
-    frame = Frame("epoch", name.replace("_", " "), (1.0, max(last, 2.0)), charts.spanned(values))
+    frame = Frame("epoch", name.replace("_", " "), (1.0, max(last, 2.0)), charts.spanned(values), counts=True)
     dots = [min(series["validation"], key=lambda point: point[1])] if "validation" in series else []
     return charts.lines("learning curves", frame, series, dots=dots)
 

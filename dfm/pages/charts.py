@@ -6,40 +6,82 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from dfm.pages.page import Drawing
 
 Points = Sequence[tuple[float, float]]
 _WIDTH, _HEIGHT = 360, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 10, 36
+_BESIDE, _DIGIT = 18, 7
+"""Room left of the axis: for its title, and for each letter of a label at most."""
+_LARGE, _SMALL = 1e6, 1e-3
+"""Labels that would all be smaller, or reach the larger one, count in a power of ten."""
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _CLASSES = ("one", "two", "even")
 _LEAST = 1e-12
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The axes of a chart: their titles, and the ranges of what it shows; `areas` are steps (from, to, height)."""
+    """The axes of a chart: their titles, and the ranges of what it shows. counts: whether x is of whole numbers."""
 
     x_title: str
     y_title: str
     x: tuple[float, float]
     y: tuple[float, float]
+    counts: bool = False
+
+    @cached_property
+    def x_ticks(self) -> Ticks:
+        """The numbers below the picture."""
+        return Ticks.of(ticks(*self.x, least=float(self.counts)))
+
+    @cached_property
+    def y_ticks(self) -> Ticks:
+        """The numbers beside the picture."""
+        return Ticks.of(ticks(*self.y))
+
+    @cached_property
+    def left(self) -> int:
+        """The place of the vertical axis: its labels have room beside it."""
+        return max(_LEFT, _BESIDE + _DIGIT * max(map(len, self.y_ticks.labels), default=0))
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The place of a point, in the units of the picture."""
         across = (x - self.x[0]) / max(self.x[1] - self.x[0], _LEAST)
         up = (y - self.y[0]) / max(self.y[1] - self.y[0], _LEAST)
-        wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-        return round(_LEFT + across * wide, 1), round(_TOP + (1 - up) * high, 1)
+        wide, high = _WIDTH - self.left - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+        return round(self.left + across * wide, 1), round(_TOP + (1 - up) * high, 1)
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from low to high, at most so many and one more."""
+@dataclass(frozen=True)
+class Ticks:
+    """Numbers along an axis, their labels, and what these count in: " (in 10⁶)" of millions, "" of ones."""
+
+    numbers: Sequence[float]
+    labels: Sequence[str]
+    unit: str
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Ticks:
+        """Labels with as many decimals as tell numbers apart that lie a step of `ticks` from each other."""
+        largest = max(map(abs, numbers), default=0.0)
+        step = numbers[1] - numbers[0] if len(numbers) > 1 else largest / 100
+        is_far = 0 < largest < _SMALL or largest >= _LARGE
+        power = 3 * math.floor(math.log10(largest) / 3 + _LEAST) if is_far else 0
+        decimals = max(0, power - math.floor(math.log10(step) + _LEAST)) if step > 0 else 0
+        labels = [f"{number / 10.0**power:,.{decimals}f}" for number in numbers]
+        return cls(numbers, labels, f" (in 10{str(power).translate(_RAISED)})" if power else "")
+
+
+def ticks(low: float, high: float, most: int = 5, least: float = 0.0) -> list[float]:
+    """Round numbers from low to high, at most so many and one more, and at least so far from each other."""
     span = high - low
     if not span > 0:
         return [low]
     step = 10.0 ** math.floor(math.log10(span / most))
-    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= most)
+    step = max(least, step * next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= most))
     first = math.ceil(low / step - 1e-9)
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -85,17 +127,17 @@ def _axes(frame: Frame) -> str:
     left, bottom = frame.at(frame.x[0], frame.y[0])
     right, top = frame.at(frame.x[1], frame.y[1])
     parts = [f'<path class=axis d="M{left} {top}V{bottom}H{right}"></path>']
-    for tick in ticks(*frame.x):
-        x, _ = frame.at(tick, frame.y[0])
-        parts.append(f"<text x={x} y={bottom + 14} text-anchor=middle>{_number(tick)}</text>")
-    for tick in ticks(*frame.y):
-        _, y = frame.at(frame.x[0], tick)
-        parts.append(f"<text x={left - 5} y={y + 4} text-anchor=end>{_number(tick)}</text>")
-    middle = (left + right) / 2
-    parts.append(f"<text x={middle} y={_HEIGHT - 5} text-anchor=middle>{html.escape(frame.x_title)}</text>")
-    height = (top + bottom) / 2
+    for number, label in zip(frame.x_ticks.numbers, frame.x_ticks.labels, strict=True):
+        x, _ = frame.at(number, frame.y[0])
+        parts.append(f"<text x={x} y={bottom + 14} text-anchor=middle>{label}</text>")
+    for number, label in zip(frame.y_ticks.numbers, frame.y_ticks.labels, strict=True):
+        _, y = frame.at(frame.x[0], number)
+        parts.append(f"<text x={left - 5} y={y + 4} text-anchor=end>{label}</text>")
+    middle, title = (left + right) / 2, html.escape(frame.x_title + frame.x_ticks.unit)
+    parts.append(f"<text x={middle} y={_HEIGHT - 5} text-anchor=middle>{title}</text>")
+    height, title = (top + bottom) / 2, html.escape(frame.y_title + frame.y_ticks.unit)
     turned = f'transform="rotate(-90 11 {height})"'
-    parts.append(f"<text x=11 y={height} text-anchor=middle {turned}>{html.escape(frame.y_title)}</text>")
+    parts.append(f"<text x=11 y={height} text-anchor=middle {turned}>{title}</text>")
     return "".join(parts)
 
 
@@ -113,10 +155,6 @@ def _area(frame: Frame, start: float, stop: float, height: float) -> str:
     top = frame.at(start, frame.y[0] + height * (frame.y[1] - frame.y[0]))[1]
     width = max(round(right - left - 0.5, 1), 0.5)
     return f"<rect class=area x={left} y={top} width={width} height={round(bottom - top, 1)}></rect>"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) > _LEAST else "0"
 
 
 def side_by_side(figures: Sequence[str]) -> Drawing | None:

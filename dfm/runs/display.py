@@ -148,14 +148,14 @@ class Reporter:
         """The bar of that name, made where there is none; one that `vanishes` leaves no line."""
         if self._progress is None:
             kind = _NotebookProgress if self._console.is_jupyter else Progress
-            counted = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
+            counted = TextColumn("{task.completed:,.0f}/{task.total:,.0f}"), TextColumn("{task.fields[unit]}")
             self._progress = kind(
-                TextColumn("{task.description:24}"), BarColumn(), counted, TextColumn(unit), TimeElapsedColumn(),
+                TextColumn("{task.description:24}"), BarColumn(), *counted, TimeElapsedColumn(),
                 console=self._console, transient=vanishes,
             )  # fmt: skip
             self._progress.start()
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, visible=False)
+            self._tasks[name] = self._progress.add_task(name, visible=False, unit=unit)
         return self._tasks[name]
 
     def _advance(self, task: TaskID, done: int, total: int, text: str) -> None:

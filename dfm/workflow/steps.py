@@ -345,12 +345,14 @@ def publish(
         try:
             version = present.number if present else 0
             entry = registry.promote(alias, candidate, verdict, order=order, seen=version, options=options)
+            _warn(doubt)
             return _publication(alias, entry.number, verdict, [])
         except GateError as refusal:
             if older := _left_alone(candidate, alias, order, options):  # by now: a later one was promoted meanwhile
                 return older
             if isinstance(refusal, registry.Overtaken) and attempt < _ATTEMPTS:
                 continue
+            _warn(doubt)
             if isinstance(refusal, registry.Overtaken):
                 raise
             told = f"{refusal}{doubt and '; '}{doubt}"
@@ -371,16 +373,20 @@ def _left_alone(candidate: str, alias: str, order: str, options: files.Options) 
 
 
 def _unfair(candidate: str, champion: str, data: Sequence[str], options: files.Options) -> str:
-    """A warning, which is logged, where the champion was trained on the shards that it is compared on; else ""."""
+    """The doubt about a comparison where the champion was trained on the shards that it is compared on; else ""."""
     if unseen_rows.goes_on_from(candidate, champion, options):
         return ""  # which was looked at with the candidate
     try:
         unseen_rows.check(champion, find_shards(list(data), options), options)
     except DataError as error:
-        doubt = f"the comparison favours the champion: {error}; judge both models on rows that neither has seen"
-        logger.warning("%s", doubt)
-        return doubt
+        return f"the comparison favours the champion: {error}; judge both models on rows that neither has seen"
     return ""
+
+
+def _warn(doubt: str) -> None:
+    """Log a doubt about the comparison that decided; not of those that another champion overtook."""
+    if doubt:
+        logger.warning("%s", doubt)
 
 
 def _rival(

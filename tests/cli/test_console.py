@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from dfm.cli.console import metrics_table, summary_table, table_of, trials_table
+from dfm.cli.console import (
+    drift_table,
+    importance_table,
+    metrics_table,
+    pairs_table,
+    summary_table,
+    table_of,
+    trials_table,
+)
 
 TOKEN = {"token": "hotel=東京", "index": 240861, "seen": 4500, "w": -0.0115, "factors": [0.0904 + k for k in range(16)]}
 FIELD = {
@@ -62,6 +70,25 @@ def test_factors_are_left_out_where_they_would_be_a_column_of_single_numbers() -
     assert "--json" not in wide
 
 
+LONG = "days_since_the_last_order_of_the_household_" + "q" * 33
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_names_of_columns_are_whole_beside_what_was_found_of_them(width: int) -> None:
+    names = ["days_since_last_visit", "days_since_last_order", LONG]
+    shares = {name: 0.1234 for name in ("missing", "rare", "unseen", "training_missing", "training_rare")}
+    drifted = drift_table([{"column": name, "psi": 12.3456, **shares, "unseen": None} for name in names])
+    rises = {"permuted": 0.12345, "permuted_error": 0.01234, "missing": 0.23456}
+    found = {"loss": 0.4, "rows": 9, "columns": [{"column": name, **rises} for name in names]}
+    pairs = pairs_table([{"first": names[0], "second": name, "strength": 0.5, "r": 0.25} for name in names[1:]])
+    drift, importance, paired = (shown(table, width) for table in (drifted, importance_table(found), pairs))
+    assert has(drift, f"{names[0]} ", f"{names[1]} ", "12.3456 0.1234 0.1234 -")
+    assert has(importance, f"{names[0]} ", f"{names[1]} ", "0.12345 ± 0.01234", "0.23456")
+    assert "0.250" in paired
+    for text in (drift, importance, paired):
+        assert text.count("q") == 33
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_words_go_to_the_next_line_whole(width: int) -> None:
     text = shown(table_of([FIELD], "fields", width), width)
@@ -78,7 +105,10 @@ def test_the_loss_of_a_trial_is_whole_at_80_columns_and_its_units_are_told() -> 
 
 def test_counts_look_like_counts() -> None:
     metrics = shown(metrics_table({"auc": 1.0, "weight": 2793.0, "rows": 2793, "pr_auc": None}), 80)
-    assert has(metrics, "1.00000", "None")
+    assert has(metrics, "1.00000", "pr_auc │ - │")
+    assert "None" not in metrics
+    assert has(shown(summary_table({"validation_auc": None}, "results/model"), 80), "validation auc │ - │")
+    assert "None" not in shown(table_of([{"field": "a", "spread": None}], "fields", 80), 80)
     assert metrics.count("2,793 ") == 2
     assert "2,793.50000" in shown(metrics_table({"weight": 2793.5}), 80)
     digest = "e1f0dc298ef0573b6f231dfc44f41a167d3c71dbc6c865b85dfd32f3e99b60e0"

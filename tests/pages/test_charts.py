@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from dfm.model.figures import notebook_html
 from dfm.pages import charts
-from dfm.pages.charts import Frame
+from dfm.pages.charts import Frame, Ticks
 from dfm.pages.page import fragment, preformatted, sections_html, write_report
 
 EVIL = "<script>alert('x')</script>"
@@ -28,6 +30,50 @@ FRAME = Frame(EVIL, "y & z", (0.0, 10.0), (0.0, 1.0))
 )
 def test_ticks_are_few_and_round(low: float, high: float, expected: list[float]) -> None:
     assert charts.ticks(low, high) == pytest.approx(expected)
+
+
+def test_ticks_of_what_is_counted_are_whole() -> None:
+    assert charts.ticks(1.0, 2.0, least=1.0) == [1.0, 2.0]
+    assert charts.ticks(1.0, 3.0, least=1.0) == [1.0, 2.0, 3.0]
+    assert charts.ticks(1.0, 200.0, least=1.0) == charts.ticks(1.0, 200.0)
+    assert Frame("epoch", "loss", (1.0, 3.0), (0.0, 1.0), counts=True).x_ticks.labels == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels", "unit"),
+    [
+        (0.0, 1.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"], ""),
+        (0.4512, 0.45123, ["0.45120", "0.45121", "0.45122", "0.45123"], ""),
+        (79_000.0, 83_000.0, ["79,000", "80,000", "81,000", "82,000", "83,000"], ""),
+        (100_000.0, 100_100.0, ["100,000", "100,020", "100,040", "100,060", "100,080", "100,100"], ""),
+        (-3e5, 7e5, ["-200,000", "0", "200,000", "400,000", "600,000"], ""),
+        (1e6, 1.004e6, ["1.000", "1.001", "1.002", "1.003", "1.004"], " (in 10⁶)"),
+        (0.0, 2.5e10, ["0", "5", "10", "15", "20", "25"], " (in 10⁹)"),
+        (1e-7, 3e-7, ["100", "150", "200", "250", "300"], " (in 10⁻⁹)"),
+        (4.0, 4.0, ["4.00"], ""),
+        (0.0, 0.0, ["0"], ""),
+        (math.nan, math.nan, ["nan"], ""),
+    ],
+)
+def test_no_two_labels_of_an_axis_are_the_same(low: float, high: float, labels: list[str], unit: str) -> None:
+    found = Ticks.of(charts.ticks(low, high))
+    assert (found.labels, found.unit) == (labels, unit)
+
+
+def test_the_epochs_of_a_learning_curve_are_whole() -> None:
+    page = notebook_html("model", {"history": [{"epoch": epoch, "train_loss": 0.5 / epoch} for epoch in (1, 2, 3)]})
+    below = re.findall(r"text-anchor=middle>([\d.]+)</text>", page)
+    assert below == ["1", "2", "3"]
+
+
+def test_long_labels_have_room_beside_the_picture_and_their_unit_stands_in_the_title() -> None:
+    long = Frame("x", "rmse", (0.0, 1.0), (100_000.0, 100_100.0))
+    usual = Frame("x", "rmse", (0.0, 1.0), (0.4, 0.6))
+    assert long.at(0.0, 100_000.0)[0] > usual.at(0.0, 0.4)[0]
+    assert long.at(1.0, 100_000.0)[0] == usual.at(1.0, 0.4)[0]
+    figure = charts.lines("curves", Frame("x", "rmse", (0.0, 1.0), (1e6, 2e6)), {"a": [(0.0, 1e6), (1.0, 2e6)]})
+    assert ">rmse (in 10⁶)</text>" in figure
+    assert ">x</text>" in figure
 
 
 def test_a_frame_puts_its_corners_into_the_picture() -> None:

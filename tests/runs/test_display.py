@@ -271,6 +271,17 @@ def test_trials_of_a_search_are_told_by_the_metric_that_compares_them() -> None:
     assert lines_of({**searched, "metric": "log_loss"}) == f"best: log loss 0.37500 {ends}"
 
 
+def test_each_bar_has_its_own_unit_whichever_came_first() -> None:
+    console = Console(file=io.StringIO(), width=90, force_terminal=True, color_system=None)
+    with Reporter(console) as reporter:
+        for stage, done, total in (("compile", 0, 1), ("hash", 0, 3000), ("compile", 1, 1), ("hash", 3000, 3000)):
+            reporter({"event": "progress", "stage": stage, "done": done, "total": total})
+    text = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO
+    assert "1/1 workers" in " ".join(text.split())
+    assert "3,000/3,000 rows" in text
+    assert "3,000/3,000 workers" not in text
+
+
 def test_bars_count_in_thousands() -> None:
     console = Console(file=io.StringIO(), width=90, force_terminal=True, color_system=None)
     with Reporter(console) as reporter:

@@ -342,8 +342,9 @@ def test_the_gate_decides_and_the_alias_follows(candidate, log: Path, work: Path
 
 
 def test_a_champion_that_was_trained_on_the_window_is_told_and_a_refusal_says_so(
-    candidate, log: Path, work: Path, tmp_path: Path, where: steps.Where, caplog: pytest.LogCaptureFixture
-):
+    candidate, log: Path, work: Path, tmp_path: Path, where: steps.Where, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
     alias, seen = str(tmp_path / "champion"), [day(log, DAYS[2])]
     steps.publish(candidate["model"], alias, [day(log, LAST_DAY)], GATE, where)
     training, output = {"n_epochs": 1}, {"directory": str(tmp_path / "fresh")}
@@ -355,6 +356,19 @@ def test_a_champion_that_was_trained_on_the_window_is_told_and_a_refusal_says_so
     with pytest.raises(GateError, match=rf"times the champion's.*; {told}"):
         steps.publish(fresh["model"], alias, seen, GATE, where)
     assert caplog.text.count("the comparison favours the champion") == 1
+    caplog.clear()
+    alone, overtaken = registry.promote, iter([registry.Overtaken("judge again")])
+
+    def promote(*arguments: Any, **more: Any) -> registry.Version:
+        for error in overtaken:
+            raise error
+        return alone(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, "promote", promote)
+        refused = steps.publish(fresh["model"], alias, seen, GATE, where, enforce=False)
+    assert not refused["promoted"]
+    assert caplog.text.count("the comparison favours the champion") == 1, "told of the comparison that decided alone"
     refused = steps.publish(fresh["model"], alias, seen, GATE, where, enforce=False)
     assert "favours the champion" in refused["refusals"][0]
     caplog.clear()
