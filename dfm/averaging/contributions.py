@@ -205,7 +205,7 @@ def aligned_groups(n_replicas: int, most: int) -> list[range]:
 
 def balanced_groups(n_replicas: int, n_threads: int) -> list[range]:
     """Replica numbers in groups of one power of two each (the last may be smaller) for threads that take group after
-    group: the largest with which no thread has more replicas than its share. Each group is a subtree.
+    group: the largest with which no thread has more than its share, were all groups full. Each group is a subtree.
     """
     share = -(-n_replicas // n_threads)
     size = 1 << share.bit_length() - 1

@@ -11,11 +11,13 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from distributed import Client, SchedulerPlugin, WorkerPlugin
 
-from dfm.distributed.cluster.remote import answered, install
+from dfm.distributed.cluster.remote import install
 from dfm.distributed.cluster.watch import home_of
 from dfm.events import is_passing, sent
 from dfm.training.plan import Plan
@@ -69,17 +71,24 @@ def tell_end(client: Client, job: str) -> None:
     """Tell the cluster that what publishes no model ended well, and wait until it is told: its client goes next."""
     event = {**sent({"event": "ended", "state": "finished", "error": None}), "job": job}
     with contextlib.suppress(Exception):
-        answered(client, lambda: client.scheduler.log_event(topic=TOPIC, msg=event), _LAST_WORD)
+        _send(client, event).result(_LAST_WORD)
 
 
-def _send(client: Client, event: Event) -> None:
-    """Hand an event to the scheduler in the client's own thread; one that does not arrive is not missed."""
+_ORDER: WeakKeyDictionary[Client, asyncio.Lock] = WeakKeyDictionary()
+"""By client: held while an event is on its way, for each takes a connection of its own, and may overtake others."""
+
+
+def _send(client: Client, event: Event) -> Future[None]:
+    """Hand an event to the scheduler in the client's own thread, after those before it; one that does not arrive is not
+    missed.
+    """
 
     async def send() -> None:
-        with contextlib.suppress(OSError):
-            await client.scheduler.log_event(topic=TOPIC, msg=event)
+        async with _ORDER.setdefault(client, asyncio.Lock()):
+            with contextlib.suppress(OSError):
+                await client.scheduler.log_event(topic=TOPIC, msg=event)
 
-    asyncio.run_coroutine_threadsafe(send(), client.loop.asyncio_loop)
+    return asyncio.run_coroutine_threadsafe(send(), client.loop.asyncio_loop)
 
 
 # --- metrics ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from distributed import get_worker
 
@@ -143,6 +144,11 @@ def build_partition(
     """The partitions of one replica (or of some validation rows)."""
     lookup = row_lookup(vocabulary, vocabulary_key)
     return load_slices(on_this_worker(reading), tasks, n_slices, seed, vocabulary, vocabulary_key, lookup)
+
+
+def with_factored(partitions: Sequence[SparsePartition], n_factored: int) -> list[SparsePartition]:
+    """The partitions, in which the features of the first so many rows of the table own factors; nothing is copied."""
+    return [replace(part, n_factored=int(np.searchsorted(part.features, n_factored))) for part in partitions]
 
 
 def count_pairs(slices: Sequence[SparsePartition]) -> PairCount:

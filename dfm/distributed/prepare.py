@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -40,6 +41,7 @@ from dfm.distributed.preparation_tasks import (
     sketch_shard,
     summarise,
     unite_parts,
+    with_factored,
 )
 from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.run import Run
@@ -64,7 +66,8 @@ class Prepared:
     """Futures of everything that training walks, and what is known of it.
 
     replicas: per replica a list of SparsePartition, one per slice; validation: lists of SparsePartition.
-    vocabulary_key: its fingerprint, and part of the names of the partitions' files; "" of what no file has.
+    vocabulary_key: its fingerprint, and part of the names of the partitions' files. origin: the rows that these are,
+    with factors for other features; None where they have files of their own.
     """
 
     reading: Reading
@@ -83,8 +86,11 @@ class Prepared:
     """The pairs of an epoch, and how many rows are in some, where the loss is of pairs."""
     begun: Growth | None = None
     """The growth that accumulators begin with, where that of an earlier model is handed on."""
+    origin: Prepared | None = None
     opened: dict[str, list[Future]] = field(default_factory=dict)
     """The partitions of all replicas on single workers, by address (`brought_together`)."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held by who looks for these, or adds some: trainings begin side by side."""
 
 
 def prepare(run: Run) -> Prepared:
@@ -368,18 +374,27 @@ def _replica(run: Run, reading: Reading, vocabulary: Future, key: str, number: i
 
 def brought_together(run: Run, prepared: Prepared, home: int) -> list[Future]:
     """The partitions of every replica on the worker of this number, of several on this machine: it opens the files that
-    others have written, once for all trainings. Where there are no such files, they are sent to it.
+    others have written, once for all trainings. Whole groups, of rows from all tasks, are sent to it.
     """
-    if run.work.spec.is_paired or not prepared.vocabulary_key:
+    if run.work.spec.is_paired:
         return prepared.replicas
-    addresses, n_replicas = run.watch.addresses(), run.inputs.plan.n_replicas
-    near, how = addresses[home % len(addresses)], (prepared.reading, prepared.vocabulary, prepared.vocabulary_key)
-    if near not in prepared.opened:
-        prepared.opened[near] = [
-            replica if home_of(number, n_replicas, addresses) == near else _replica(run, *how, number, near)
-            for number, replica in enumerate(prepared.replicas)
-        ]
-    return prepared.opened[near]
+    addresses = run.watch.addresses()
+    near = addresses[home % len(addresses)]
+    with prepared.lock:
+        if near not in prepared.opened:
+            prepared.opened[near] = _opened(run, prepared, home, near, addresses)
+        return prepared.opened[near]
+
+
+def _opened(run: Run, prepared: Prepared, home: int, near: str, addresses: Sequence[str]) -> list[Future]:
+    if prepared.origin is not None:
+        n_factored, parts = prepared.summary.n_factored, brought_together(run, prepared.origin, home)
+        return [run.watch.submit(with_factored, part, n_factored, near=near) for part in parts]
+    n_replicas, how = run.inputs.plan.n_replicas, (prepared.reading, prepared.vocabulary, prepared.vocabulary_key)
+    return [
+        replica if home_of(number, n_replicas, addresses) == near else _replica(run, *how, number, near)
+        for number, replica in enumerate(prepared.replicas)
+    ]
 
 
 def _united(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:

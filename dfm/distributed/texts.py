@@ -5,6 +5,7 @@ As categories they are others than what they were made of, so that a model of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence, Set
 from typing import Any
 
@@ -17,6 +18,8 @@ TRUTHS, LISTS = "truths", "lists"
 """Objects whose texts are known by their looks."""
 WAY_OUT = 'Dask makes text of such columns. Make the frame under dask.config.set({"dataframe.convert-string": False})'
 _TEXTS_OF_TRUTHS = ("True", "False")
+_LIST = re.compile(r"\[(['\d-].*)?\]", re.DOTALL)
+"""The text of a list, or of an array."""
 
 
 def text_columns(frame: Any) -> set[str]:
@@ -68,6 +71,14 @@ def told_of_truths(column: str) -> str:
     )
 
 
+def told_of_lists(column: str) -> str:
+    """The warning of a column of text that looks like lists, where it is to be learnt from."""
+    return (
+        f"column {column!r} of the frame holds texts that look like lists, and each of them is one category: "
+        f"{WAY_OUT}, unless they are texts themselves"
+    )
+
+
 def _column(frame: Any, name: str) -> Any:
     """The column of a frame of pandas whose name has this text."""
     return frame.iloc[:, [str(each) for each in frame.columns].index(name)]
@@ -85,4 +96,4 @@ def objects_of(frame: Any, column: str) -> str | None:
         return TRUTHS if texts.isin(_TEXTS_OF_TRUTHS).all() else ""
     if not first.startswith("["):
         return ""
-    return LISTS if texts.astype(str).map(lambda text: text[:1] + text[-1:] == "[]").all() else ""
+    return LISTS if texts.astype(str).map(lambda text: bool(_LIST.fullmatch(text))).all() else ""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 from distributed import Future
 
-from dfm.data.partition import SparsePartition
 from dfm.data.vocabulary import Vocabulary
 from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.preparation_tasks import with_factored
 from dfm.distributed.prepare import Prepared
 
 
@@ -25,8 +26,9 @@ def with_least(watch: Watch, prepared: Prepared, least: int | None) -> Prepared:
     return dataclasses.replace(
         prepared,
         vocabulary=vocabulary,
-        vocabulary_key="",
+        origin=prepared,
         opened={},
+        lock=threading.Lock(),
         summary=summary,
         replicas=changed(prepared.replicas),
         validation=changed(prepared.validation),
@@ -42,10 +44,3 @@ def refactored(vocabulary: Vocabulary, least: int | None) -> Vocabulary:
 def n_factored_of(vocabulary: Vocabulary) -> int:
     """Features with factors."""
     return vocabulary.n_factored
-
-
-def with_factored(partitions: Sequence[SparsePartition], n_factored: int) -> list[SparsePartition]:
-    """The partitions, in which the features of the first so many rows of the table own factors."""
-    return [
-        dataclasses.replace(part, n_factored=int(np.searchsorted(part.features, n_factored))) for part in partitions
-    ]

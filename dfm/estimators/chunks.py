@@ -41,11 +41,11 @@ from dfm.distributed.cluster.watch import Watch, home_of
 from dfm.distributed.texts import (
     LISTS,
     TRUTHS,
-    WAY_OUT,
     objects_of,
     refuse_text_for_lists,
     refuse_truths,
     text_columns,
+    told_of_lists,
     told_of_truths,
     truths_among,
 )
@@ -393,17 +393,14 @@ def _categorical(schema: ResolvedSchema) -> set[str]:
 
 
 def _tell_of_texts(watch: Watch, columns: set[str], chunks: Sequence[Chunk], options: TableOptions) -> None:
-    """Warn of columns of text that look like truths. DataError where one that nobody named looks like lists."""
+    """Warn of columns of text that look like truths, or, where nobody named them, like lists."""
     found = watch.results(on_chunks(watch, objects_in, chunks, sorted(columns))) if columns else []
     for column in sorted(columns):
         kinds = {part[column] for part in found} - {None}
         if kinds == {TRUTHS}:
             tell(told_of_truths(column))
         if kinds == {LISTS} and column not in options.categorical:
-            raise DataError(
-                f"column {column!r} of the frame holds texts that look like lists: {WAY_OUT}, or name the column in "
-                "categorical= if it is text"
-            )
+            tell(told_of_lists(column))
 
 
 def objects_in(chunk: Chunk, columns: Sequence[str]) -> dict[str, str | None]:

@@ -450,15 +450,21 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         )
 
     def _held_out_share(self, validation: Sequence[str]) -> dict[str, Any]:
-        """The share of the rows that a job holds out, where it is not the usual one."""
+        """The share of the rows that a job holds out, where it is not what it would hold out by itself."""
         share = self._holds_out(MANY_ROWS, bool(validation))
         if self.solver == MCMC and not share and not validation:
             return {"validation_fraction": 0.0}
-        return {"validation_fraction": share} if share and share != Parametrised.validation_fraction else {}
+        usual = 0.0 if self._never_stops else Parametrised.validation_fraction
+        return {"validation_fraction": share} if share and share != usual else {}
+
+    @property
+    def _never_stops(self) -> bool:
+        """Whether all epochs are trained, for a tolerance of None."""
+        return self.tol is None and self.schedule != "plateau"
 
     def _stopping(self, training: TrainingSettings) -> dict[str, Any]:
         """The knobs by which a job stops: a plateau has no patience, draws stop by themselves."""
-        if not self.early_stopping or (self.tol is None and training.schedule != "plateau"):
+        if not self.early_stopping or self._never_stops:
             return {"early_stopping": False}
         if training.solver == ALS:
             return {"patience": self._patience()}

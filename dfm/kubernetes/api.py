@@ -336,7 +336,12 @@ def _load(config: Any, configuration: Any, context: str) -> tuple[str, str]:
     """
     named = os.environ.get("KUBECONFIG", "")  # the client library looks only once, when it is imported
     file = named or _KUBECONFIG
-    contexts, current = _contexts(config, file)
+    try:
+        contexts, current = _contexts(config, file)
+    except config.ConfigException:  # it is empty
+        if context or named:
+            raise
+        contexts, current = {}, ""
     chosen = context or current
     if (context or named) and chosen not in contexts:
         raise SettingsError(

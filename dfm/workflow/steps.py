@@ -29,6 +29,7 @@ from dfm.errors import (
     ModelError,
     RunCancelled,
     SettingsError,
+    StorageError,
     SupersededError,
 )
 from dfm.events import to_json
@@ -380,6 +381,10 @@ def _unfair(candidate: str, champion: str, data: Sequence[str], options: files.O
         unseen_rows.check(champion, find_shards(list(data), options), options)
     except DataError as error:
         return f"the comparison favours the champion: {error}; judge both models on rows that neither has seen"
+    except StorageError as error:
+        logger.warning(
+            "whether the champion at %s was trained on the rows that judge could not be found out: %s", champion, error
+        )
     return ""
 
 

@@ -72,7 +72,9 @@ def check(model: str, shards: Sequence[Shard], options: files.Options = None) ->
 
 
 def goes_on_from(model: str, earlier: str, options: files.Options = None) -> bool:
-    """Whether a model goes on from another one, as far as `check` asks."""
+    """Whether a model is another one, or goes on from it as far as `check` asks."""
+    if _place(model) == _place(earlier):
+        return True
     known = read_manifest(model, options)["metadata"]
     return any(_place(url) == _place(earlier) for url, told in _earlier(known, options) if told is not None)
 

@@ -15,6 +15,7 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
+from dfm.distributed import monitoring
 from dfm.distributed.monitoring import SchedulerMetrics, placement_event
 from dfm.runs.record import read_run
 from dfm.settings.job import Job
@@ -85,6 +86,17 @@ def test_the_cluster_hears_that_trials_and_folds_end_well(log: Path, client: Cli
     name = Job.from_dict(tables).fingerprint()[:12]
     jobs.cross_validate(tables, 2, client=client)
     assert told()[-1] == ("ended", name)
+
+
+def test_the_last_word_comes_last(client: Client) -> None:
+    """Each event may take a connection of its own, and a new one takes longer than one that is there."""
+    for number in range(5):
+        with Client(client.scheduler.address, set_as_default=False) as fresh:
+            for event in range(6):
+                monitoring._send(fresh, {"event": f"{event}", "job": f"last {number}"})
+            monitoring._send(fresh, {"event": "ended", "job": f"last {number}"}).result(10)
+        told = [event["event"] for _, event in client.get_events("dfm") if event["job"] == f"last {number}"]
+        assert told == [*map(str, range(6)), "ended"]
 
 
 class Clock:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from dfm.training.plan import RoundPlan
 from tests.support.small_jobs import job_tables, stop_after
 
 Patch = pytest.MonkeyPatch
+SPEC = KernelSpec("logistic", "adagrad", 8)
 
 
 def together(monkeypatch: Patch, n_rounds: int) -> None:
@@ -123,6 +127,21 @@ def test_trainings_side_by_side_open_their_rows_once(
     jobs.train(tables_of(log, tmp_path, {"n_models": 4}, n_epochs=1), two_workers)
     assert len(opened) == 4
     assert len({id(each) for each in opened}) == 2, "one set for each worker"
+
+
+def test_trainings_that_begin_at_the_same_time_open_their_rows_once(monkeypatch: Patch) -> None:
+    def slowly(*_: Any) -> list[Future]:
+        time.sleep(0.05)
+        return []
+
+    monkeypatch.setattr(prepare, "_opened", slowly)
+    addresses = types.SimpleNamespace(addresses=lambda: ["a", "b"])
+    run: Any = types.SimpleNamespace(work=types.SimpleNamespace(spec=SPEC), watch=addresses)
+    prepared: Any = types.SimpleNamespace(opened={}, lock=threading.Lock())
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: prepare.brought_together(run, prepared, 1), range(4)))
+    assert len({id(each) for each in found}) == 1
+    assert [*prepared.opened] == ["b"]
 
 
 def test_a_stop_within_a_stretch_costs_no_more_than_that(

@@ -121,6 +121,8 @@ def test_a_job_keeps_what_a_fit_would_do_with_these_parameters_or_refuses() -> N
     with pytest.raises(SettingsError, match="validation_fraction = 2 is not legal"):
         told(validation_fraction=2)
     assert told(validation_fraction=0.3)["data"] == {"train": ["a.parquet"], "validation_fraction": 0.3}
+    assert told(tol=None)["data"]["validation_fraction"] == 0.1, "as fit does, though a job that never stops would not"
+    assert "validation_fraction" not in told(tol=None, early_stopping=False)["data"]
     assert "validation_fraction" not in told(validation_fraction=0.3, early_stopping=False)["data"]
     named = FMClassifier(validation_fraction=0.3).job("a.parquet", "y", "results", validation="b.parquet")
     assert "validation_fraction" not in named["data"]

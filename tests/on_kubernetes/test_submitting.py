@@ -996,6 +996,8 @@ def test_an_empty_kubeconfig_variable_names_none(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Api().namespace == "pods"
     (tmp_path / ".kube").mkdir()
+    (tmp_path / ".kube/config").touch()
+    assert Api().namespace == "pods", "nor does a file without a word"
     (tmp_path / "kubeconfig").rename(tmp_path / ".kube/config")
     assert Api("team").list("Pod")[0] == []
 

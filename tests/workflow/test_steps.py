@@ -20,7 +20,16 @@ from distributed import Client
 from dfm.cli import publish
 from dfm.data.parquet import find_shards
 from dfm.data.reading import fingerprint
-from dfm.errors import ClusterError, DataError, GateError, ModelError, RunCancelled, SettingsError, SupersededError
+from dfm.errors import (
+    ClusterError,
+    DataError,
+    GateError,
+    ModelError,
+    RunCancelled,
+    SettingsError,
+    StorageError,
+    SupersededError,
+)
 from dfm.launch import process
 from dfm.model.calibration import Calibration
 from dfm.model.fm_model import FMModel
@@ -374,6 +383,25 @@ def test_a_champion_that_was_trained_on_the_window_is_told_and_a_refusal_says_so
     caplog.clear()
     steps.publish(later["model"], alias, [day(log, LAST_DAY)], GATE, where, enforce=False)
     assert "favours" not in caplog.text
+
+
+def test_a_champion_whose_data_cannot_be_read_is_compared_all_the_same(
+    candidate, log: Path, tmp_path: Path, where: steps.Where, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    alias, later, check = str(tmp_path / "champion"), str(tmp_path / "later"), unseen_rows.check
+    first = steps.publish(candidate["model"], alias, [day(log, LAST_DAY)], GATE, where)
+    shutil.copytree(candidate["model"], later)
+
+    def denied(model: str, *others: Any) -> None:
+        if model != later:
+            raise StorageError("s3://elsewhere/log: access denied")
+        check(model, *others)
+
+    monkeypatch.setattr(unseen_rows, "check", denied)
+    told = steps.publish(later, alias, [day(log, LAST_DAY)], GATE, where)
+    assert (first["promoted"], told["promoted"]) == (True, True)
+    assert "could not be found out: s3://elsewhere/log: access denied" in caplog.text
 
 
 def test_a_gate_may_leave_out_bad_rows_of_its_window_and_says_so(
