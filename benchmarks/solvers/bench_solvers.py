@@ -103,7 +103,7 @@ def seconds_of(executor: ExactExecutor, work: Any, repeats: int) -> tuple[float,
     for number in range(repeats + 1):
         executor.begin_epoch(work)
         started = time.perf_counter(), time.thread_time()
-        executor.submit(SCHEDULE.work(work, number, (0.0, 0)), range(1))
+        executor.submit([(SCHEDULE.work(work, number, (0.0, 0)), range(1))])
         executor.finish()
         found.append((time.perf_counter() - started[0], time.thread_time() - started[1]))
     return statistics.median(each[0] for each in found[1:]), statistics.median(each[1] for each in found[1:])

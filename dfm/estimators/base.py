@@ -468,12 +468,13 @@ class BaseFactorizationMachine(Parametrised):
         check_is_fitted(self)
         if is_path(X):
             return getattr(self, method)(read_shards(X, getattr(self, "feature_names_in_", None)))
-        from dfm.estimators.on_dask import predict_lazily  # loads Dask, which a fit on an array does not need
+        from dfm.estimators import on_dask  # loads Dask, which a fit on an array does not need
 
         slim = copy.copy(self)
         for name in ("_outputs", "history_"):  # a scorer travels without what it does not need
             slim.__dict__.pop(name, None)
-        return predict_lazily(X, slim, method, shape, dtype)
+        wanted = on_dask.Scores(method, shape, dtype, on_dask.truths_of(self._features, X))
+        return on_dask.predict_lazily(X, slim, wanted)
 
     def _handed_out(self, found: Any, output: str, X: Any, names: Sequence[str] = (PREDICTION,)) -> Any:
         """Predictions in the form that was asked for. SettingsError for a Dask collection, whose are still to come."""

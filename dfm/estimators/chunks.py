@@ -314,13 +314,15 @@ def encoding_of(features: Features, labels: LabelEncoding, X: Any) -> ChunkEncod
     """
     if isinstance(features, TableFeatures):
         bits = features.vocabulary.hash_bits
-        return ChunkEncoding(labels, features.schema, bits, dict(features.statistics), truths=_truths_of(features, X))
+        return ChunkEncoding(labels, features.schema, bits, dict(features.statistics), truths=truths_of(features, X))
     assert isinstance(features, MatrixFeatures)
     return ChunkEncoding(labels, names=features.names, scaling=features.scaling)
 
 
-def _truths_of(features: Features, X: Any) -> frozenset[str]:
-    """The columns of text of a frame of Dask that may hold texts of truths, which the fit knows as these."""
+def truths_of(features: Features, X: Any) -> frozenset[str]:
+    """The columns of text of a frame of Dask that may hold texts of truths, which the fit knows as these. DataError as
+    of `truths_among`.
+    """
     if not isinstance(features, TableFeatures) or not hasattr(X, "dtypes"):
         return frozenset()
     vocabulary = features.vocabulary
@@ -507,27 +509,24 @@ def _whole_chunk(vocabulary: Vocabulary, rows: HashedRows) -> list[SparsePartiti
 
 @dataclass(frozen=True)
 class Scores:
-    """A method of the estimator, the shape and dtype of a row's result. truths: as of `ChunkEncoding`."""
+    """A method of the estimator, shape (() of a number) and dtype of a row's result. truths: as of `ChunkEncoding`."""
 
     method: str
     shape: tuple[int, ...]
     dtype: Any
-    truths: frozenset[str]
+    truths: frozenset[str] = frozenset()
 
 
-def predict_lazily(X: Any, estimator: Any, method: str, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A lazy Dask array of a method of a fitted estimator on every chunk; shape: of a row's result, () for a number.
-    DataError as of `truths_among`.
-    """
+def predict_lazily(X: Any, estimator: Any, wanted: Scores) -> Any:
+    """A lazy Dask array of a method of a fitted estimator on every chunk."""
     import dask
     import dask.array
 
     blocks = _blocks(X)
     lengths = _lengths(X, len(blocks))
     call, scorer = dask.delayed(score_chunk, pure=True), Scorer.of(estimator)
-    wanted = Scores(method, shape, dtype, _truths_of(estimator._features, X))
     parts = [
-        dask.array.from_delayed(call(scorer, wanted, number, block), (length, *shape), dtype)
+        dask.array.from_delayed(call(scorer, wanted, number, block), (length, *wanted.shape), wanted.dtype)
         for number, (block, length) in enumerate(zip(blocks, lengths, strict=True))
     ]
     return dask.array.concatenate(parts)

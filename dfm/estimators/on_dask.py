@@ -21,7 +21,9 @@ from dfm.distributed.executor import told_to_a_fit as told_to_a_fit
 from dfm.errors import DataError
 from dfm.estimators import chunks as collections
 from dfm.estimators.chunks import Chunk, chunks_of
+from dfm.estimators.chunks import Scores as Scores
 from dfm.estimators.chunks import predict_lazily as predict_lazily
+from dfm.estimators.chunks import truths_of as truths_of
 from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures
 from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, add_summaries
 from dfm.estimators.sources import ArrayRows, Deal, LocalRows, PlacedRows, Relabel

@@ -31,7 +31,7 @@ from dfm.data.schema import SHORTEST, WIDENED, resolve
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import ModelError
-from dfm.estimators.chunks import predict_lazily
+from dfm.estimators.chunks import Scores, predict_lazily
 from dfm.kernels.tables import Layout, allocate
 from dfm.model.fm_model import FMModel
 from dfm.settings.tables import Schema
@@ -363,7 +363,8 @@ def by_dask(model: FMModel, form: Form) -> Any:
 
     frame = pd.DataFrame({name: pd.Series(as_column(values)) for name, values in columns(form, 1).items()})
     with dask.config.set({"dataframe.convert-string": False}):
-        lazy = predict_lazily(dd.from_pandas(frame, npartitions=1), model, "predict", (), np.float32)
+        wanted = Scores("predict", (), np.float32)
+        lazy = predict_lazily(dd.from_pandas(frame, npartitions=1), model, wanted)
         return lazy.compute(scheduler="synchronous")
 
 

@@ -402,7 +402,7 @@ def test_rows_that_another_task_walks_meanwhile_are_begun_again(at: int) -> None
     undisturbed = walk_together(work, Alone(lambda _: None), 0, visits, block, [replicas])
     assert undisturbed is not None
     expected = executor_of(work, parts, vocabulary)
-    expected.submit(work, range(1))
+    expected.submit([(work, range(1))])
     expected.finish()
     np.testing.assert_array_equal(undisturbed.block.table.linear, expected.parameters[0].table.linear)
     disturbed = Alone(begin_anew)

@@ -93,6 +93,6 @@ def executor_of(
 
 def iterate(executor: ExactExecutor, work: ExactWork, number: int) -> Any:
     """Make the iteration that comes after so many others; the block that it leads to."""
-    executor.submit(SCHEDULE.work(work, number, (0.0, 0)), range(1))
+    executor.submit([(SCHEDULE.work(work, number, (0.0, 0)), range(1))])
     executor.finish()
     return executor.parameters[0]
