@@ -191,6 +191,20 @@ def test_what_a_job_names_itself_was_trained_on_whatever_became_of_the_rest(
     assert not told_by(caplog)
 
 
+def test_a_day_that_came_late_is_none_of_a_models_own(
+    copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lies between days that the model was trained on."""
+    grown = tmp_path / "log"
+    for day in (SEEN, LAST_DAY):
+        shutil.copytree(log / f"day={day}", grown / f"day={day}")
+    then = unseen_rows._fingerprint(find_shards([str(grown)]))
+    model = renamed(copied, 0, then, train=[str(grown)], validation_fraction=0.0)
+    shutil.copytree(log / f"day={DAY}", grown / f"day={DAY}")
+    unseen_rows.check(model, shards_of(grown, DAY))
+    assert not told_by(caplog)
+
+
 def test_shards_that_came_after_a_model_into_one_folder_are_none_of_its_own(
     copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
