@@ -19,6 +19,7 @@ from dfm.distributed.cluster import connect
 from dfm.errors import ClusterError
 from dfm.settings.tables import ClusterSettings
 from tests.support.real_processes import Cluster, disturbed_job, pids_of_workers, wait_until
+from tests.support.shared_log import rounds_of_their_own as rounds_of_their_own
 
 pytestmark = pytest.mark.patient
 

@@ -9,6 +9,7 @@ import pytest
 from distributed import Client
 
 from dfm.data import synthetic
+from dfm.distributed import loops
 from tests.support.small_jobs import ROWS, in_process_client
 
 
@@ -32,3 +33,11 @@ def two_workers() -> Iterator[Client]:
     """Two workers inside this process."""
     with in_process_client(2) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def rounds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round of the trainings in a test is tasks of its own, as on a cluster of several machines, wherever a file
+    of tests has this fixture. `tests/distributed/test_stretches.py` is about the others.
+    """
+    monkeypatch.setattr(loops, "rounds_together", lambda _run, _prepared, _n_blocks: 1)
