@@ -10,7 +10,7 @@ import subprocess
 from IPython import get_ipython
 
 _CLOCK = (
-    (r"(?m)^.* [\d,]+/[\d,]+ \w+ \d:\d\d:\d\d\s*$\n?", ""),  # the end of a progress bar
+    (r"(?m)^.* [\d,]+/[\d,]+ +\w+ +\d:\d\d:\d\d\s*$\n?", ""),  # the end of a progress bar
     # An epoch's rows/s, seconds, averaging.
     (r"(?m)^( *\d+(?: +(?:\d\.\d+|-))+) +[\d,]+ +\d+\.\d+(?: +\d+\.\d+)?$", r"\1     […]"),
     (r" \(kernels compiled meanwhile, [\d.]+ s\)", ""),
