@@ -198,6 +198,8 @@ class DaskExecutor:
         """Go on from these blocks, cut at these rows; rounds under way are given up."""
         self._flights.clear()
         self.blocks, self.bounds = list(parameters), list(bounds)
+        if len(self.bounds) > 2:  # of a run on more workers: each block is merged by another task
+            self.stretch = 1
         self._recent.clear()
         self._recent.append(self.blocks)
 

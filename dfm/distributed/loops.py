@@ -14,9 +14,9 @@ from dfm.distributed.calibrating import share_apart
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.exact import at_first_block, exact_loop
 from dfm.distributed.executor import DaskExecutor
-from dfm.distributed.prepare import Prepared, brought_together
+from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Run
-from dfm.distributed.stretches import rounds_together
+from dfm.distributed.stretches import brought_together, rounds_together
 from dfm.distributed.tuning import tuned
 from dfm.errors import DataError, SettingsError
 from dfm.model.warm_start import Start

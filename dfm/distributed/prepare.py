@@ -41,7 +41,6 @@ from dfm.distributed.preparation_tasks import (
     sketch_shard,
     summarise,
     unite_parts,
-    with_factored,
 )
 from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.run import Run
@@ -88,7 +87,7 @@ class Prepared:
     """The growth that accumulators begin with, where that of an earlier model is handed on."""
     origin: Prepared | None = None
     opened: dict[str, list[Future]] = field(default_factory=dict)
-    """The partitions of all replicas on single workers, by address (`brought_together`)."""
+    """The partitions of all replicas on single workers, by address (`stretches.brought_together`)."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held by who looks for these, or adds some: trainings begin side by side."""
 
@@ -363,38 +362,14 @@ def _of_own_rows(run: Run, reading: Reading, vocabulary: Future, key: str) -> li
     """Partitions of every replica, of the rows that the plan gives it."""
     addresses, n_replicas = run.watch.addresses(), run.inputs.plan.n_replicas
     near = [home_of(number, n_replicas, addresses) for number in range(n_replicas)]
-    return [_replica(run, reading, vocabulary, key, number, near[number]) for number in range(n_replicas)]
+    return [replica_near(near[number], run, reading, vocabulary, key, number) for number in range(n_replicas)]
 
 
-def _replica(run: Run, reading: Reading, vocabulary: Future, key: str, number: int, near: str) -> Future:
+def replica_near(near: str, run: Run, reading: Reading, vocabulary: Future, key: str, number: int) -> Future:
+    """The partitions of a replica, of the rows that the plan gives it, on the worker of this address."""
     plan = run.inputs.plan
     deal = plan.n_slices, (plan.seed, number)
     return run.watch.submit(build_partition, reading, plan.replicas[number], *deal, vocabulary, key, near=near)
-
-
-def brought_together(run: Run, prepared: Prepared, home: int) -> list[Future]:
-    """The partitions of every replica on the worker of this number, of several on this machine: it opens the files that
-    others have written, once for all trainings. Whole groups, of rows from all tasks, are sent to it.
-    """
-    if run.work.spec.is_paired:
-        return prepared.replicas
-    addresses = run.watch.addresses()
-    near = addresses[home % len(addresses)]
-    with prepared.lock:
-        if near not in prepared.opened:
-            prepared.opened[near] = _opened(run, prepared, home, near, addresses)
-        return prepared.opened[near]
-
-
-def _opened(run: Run, prepared: Prepared, home: int, near: str, addresses: Sequence[str]) -> list[Future]:
-    if prepared.origin is not None:
-        n_factored, parts = prepared.summary.n_factored, brought_together(run, prepared.origin, home)
-        return [run.watch.submit(with_factored, part, n_factored, near=near) for part in parts]
-    n_replicas, how = run.inputs.plan.n_replicas, (prepared.reading, prepared.vocabulary, prepared.vocabulary_key)
-    return [
-        replica if home_of(number, n_replicas, addresses) == near else _replica(run, *how, number, near)
-        for number, replica in enumerate(prepared.replicas)
-    ]
 
 
 def _united(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:

@@ -7,8 +7,14 @@ rounds is, like each of them, a function of parameters and rows, which is comput
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from distributed import Future
+
 from dfm.distributed.cluster.remote import least_memory
-from dfm.distributed.prepare import Prepared
+from dfm.distributed.cluster.watch import home_of
+from dfm.distributed.preparation_tasks import with_factored
+from dfm.distributed.prepare import Prepared, replica_near
 from dfm.distributed.run import Run
 from dfm.distributed.tuning import table_bytes
 from dfm.training.backends import NUMBA
@@ -20,7 +26,7 @@ and a word to stop wait.
 _MOST_BYTES = 1 << 29
 """Partitions of all replicas: of so many rows the messages are a small part."""
 _PART_OF_MEMORY = 4
-"""The part of a worker's memory that they take at most, where they are no files."""
+"""The part of a worker's memory that they take at most: what it maps of files counts as its own."""
 _ENTRY, _ROW = 8, 12
 """Bytes of an entry, its index and value, and of a row beside its entries, at most."""
 
@@ -38,3 +44,28 @@ def rounds_together(run: Run, prepared: Prepared, n_blocks: int) -> int:
     per_feature = layout.n_numbers(1, 1, 0) - layout.n_numbers(0, 0, 0)
     of_a_round = n_entries * per_feature * plan.longest_round / plan.n_slices + table_bytes(run, prepared.summary) / 4
     return max(1, min(int(_MOST_NUMBERS / max(of_a_round, 1.0)), plan.n_slices))
+
+
+def brought_together(run: Run, prepared: Prepared, home: int) -> list[Future]:
+    """The partitions of every replica on the worker of this number, of several on this machine: it opens the files that
+    others have written, once for all trainings. Whole groups, of rows from all tasks, are sent to it.
+    """
+    if run.work.spec.is_paired:
+        return prepared.replicas
+    addresses = run.watch.addresses()
+    near = addresses[home % len(addresses)]
+    with prepared.lock:
+        if near not in prepared.opened:
+            prepared.opened[near] = _opened(run, prepared, home, near, addresses)
+        return prepared.opened[near]
+
+
+def _opened(run: Run, prepared: Prepared, home: int, near: str, addresses: Sequence[str]) -> list[Future]:
+    if prepared.origin is not None:
+        n_factored, parts = prepared.summary.n_factored, brought_together(run, prepared.origin, home)
+        return [run.watch.submit(with_factored, part, n_factored, near=near) for part in parts]
+    n_replicas, how = run.inputs.plan.n_replicas, (prepared.reading, prepared.vocabulary, prepared.vocabulary_key)
+    return [
+        replica if home_of(number, n_replicas, addresses) == near else replica_near(near, run, *how, number)
+        for number, replica in enumerate(prepared.replicas)
+    ]

@@ -18,7 +18,7 @@ import dfm
 from dfm import jobs
 from dfm.data.accounting import RowAccount
 from dfm.data.hashed_rows import EntrySums
-from dfm.distributed import checkpointing, loops, prepare, stretches
+from dfm.distributed import checkpointing, loops, start, stretches
 from dfm.errors import RunCancelled
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.families.registry import FAMILIES
@@ -77,7 +77,7 @@ def test_the_rows_of_a_stretch_lie_on_one_worker_before_it_begins(
     brought: list[Future] = []
 
     def bring(*arguments: Any) -> list[Future]:
-        brought.extend(prepare.brought_together(*arguments))
+        brought.extend(stretches.brought_together(*arguments))
         return brought
 
     def look(event: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def test_trainings_side_by_side_open_their_rows_once(
     opened: list[list[Future]] = []
 
     def bring(*arguments: Any) -> list[Future]:
-        opened.append(prepare.brought_together(*arguments))
+        opened.append(stretches.brought_together(*arguments))
         return opened[-1]
 
     together(monkeypatch, 5)
@@ -134,12 +134,12 @@ def test_trainings_that_begin_at_the_same_time_open_their_rows_once(monkeypatch:
         time.sleep(0.05)
         return []
 
-    monkeypatch.setattr(prepare, "_opened", slowly)
+    monkeypatch.setattr(stretches, "_opened", slowly)
     addresses = types.SimpleNamespace(addresses=lambda: ["a", "b"])
     run: Any = types.SimpleNamespace(work=types.SimpleNamespace(spec=SPEC), watch=addresses)
     prepared: Any = types.SimpleNamespace(opened={}, lock=threading.Lock())
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: prepare.brought_together(run, prepared, 1), range(4)))
+        found = list(pool.map(lambda _: stretches.brought_together(run, prepared, 1), range(4)))
     assert len({id(each) for each in found}) == 1
     assert [*prepared.opened] == ["b"]
 
@@ -160,6 +160,22 @@ def test_a_stop_within_a_stretch_costs_no_more_than_that(
     assert jobs.train(tables, two_workers, on_event=told.append).parameters_sha256 == expected.parameters_sha256
     (resumed,) = (event for event in told if event["event"] == "resumed")
     assert (resumed["epoch"], resumed["round"]) == (2, 4), "4 of which 3 were told, then 1 and 3, then 1"
+
+
+def test_parameters_in_blocks_of_a_run_on_more_workers_go_on_in_stretches_or_not(
+    log: Path, client: Client, two_workers: Client, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """A table is cut by the workers that there are when training begins, and one worker would not have cut it."""
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
+    monkeypatch.setattr(start, "_BLOCK_BYTES", 1 << 12)
+    expected = jobs.train(tables_of(log, tmp_path / "whole"), client)
+    tables = tables_of(log, tmp_path / "parts")
+    with pytest.raises(RunCancelled):
+        jobs.train(tables, two_workers, on_event=stop_after(3))
+    together(monkeypatch, 5)
+    told: list[dict[str, Any]] = []
+    assert jobs.train(tables, client, on_event=told.append).parameters_sha256 == expected.parameters_sha256
+    assert any(event["event"] == "resumed" for event in told)
 
 
 def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_else(
