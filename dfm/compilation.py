@@ -4,7 +4,14 @@ Numba's own cache numbers its files: two processes that compile different signat
 both take the next number, and the index of one may then name the machine code of the other. Workers do start together.
 Here a file is named by what is in it, and what one process compiles the others wait for. Kernels made by factories give
 a key of their own, because Numba's key pickles the functions that they close over, and those differ in every process:
-with it they would never be found again.
+with it they would never be found again. And a file is found only while all source files that its code was made of say
+the same, where Numba looks at the first of them: an upgrade may change what a function calls and not the function.
+
+Numba numbers the functions, too, that it compiles, and the number is all that keeps apart the symbols of two that one
+factory made for the same types. Two processes that compile different kernels give them the same number, forks of one
+process nearly always do, and a third that loads both from disk got the code of the first for the second, or parts of
+it: wrong scores, or memory that is written out of bounds (github.com/numba/numba/issues/10486). Here the numbers are
+drawn at random, of 63 bits.
 
 An image carries code that was compiled when it was built, for a processor that its nodes have at least (DFM_KERNELS: a
 folder, which need not be writable). Where this machine has what that code needs, code is made for that processor here
@@ -19,14 +26,18 @@ import gc
 import hashlib
 import json
 import os
+import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numba
 from llvmlite.binding import get_host_cpu_features
 from numba.core import typed_passes, untyped_passes
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
@@ -51,8 +62,18 @@ def aim_at_built_code() -> None:
 aim_at_built_code()
 
 
+class _Numbers:
+    """Numbers of functions that no other process gives, whichever it was forked from."""
+
+    def __next__(self) -> int:
+        return secrets.randbits(63)
+
+
+FunctionIdentity._unique_ids = _Numbers()  # all that Numba does with it is next(…), once for each function
+
+
 class _Files(IndexDataCacheFile):
-    """Data files named by Numba's version, the source's stamp and the key: there is no index to lose lines of."""
+    """Data files named by Numba's version, the sources' stamp and the key: there is no index to lose lines of."""
 
     def load(self, key: Any) -> Any:
         """The data of a key, or None."""
@@ -121,6 +142,76 @@ def _stamp(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
+class _Reach:
+    """All that the code of a function is made of: the source files of its package that it and what it calls are
+    written in, this one, and the numbers and texts that are global there, which may come from any file.
+    """
+
+    def __init__(self, function: FunctionType) -> None:
+        self._package = function.__module__.partition(".")[0]
+        self._seen: set[int] = set()
+        self.files, self.constants = {__file__, function.__code__.co_filename}, set[str]()
+        self._follow(function)
+
+    def stamp(self) -> str:
+        """A mark of all of it, or "" where the function has no file."""
+        marks = sorted(_stamp(path) for path in self.files)
+        return "" if "" in marks else hashlib.sha256(repr([marks, sorted(self.constants)]).encode()).hexdigest()
+
+    def _follow(self, function: FunctionType) -> None:
+        names = set(_names(function.__code__))
+        for name in names & function.__globals__.keys():
+            value = function.__globals__[name]
+            if isinstance(value, int | float | str | bytes | tuple) and _is_plain(value):
+                self.constants.add(f"{name} {value!r}")
+            self._look_at(value, names)
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not yet filled
+                self._look_at(cell.cell_contents, names)
+
+    def _look_at(self, value: Any, names: set[str]) -> None:
+        if id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, ModuleType):
+            if self._is_ours(value.__name__):
+                self._add(value.__name__)
+                for name in names & vars(value).keys():
+                    self._look_at(vars(value)[name], names)
+        elif isinstance(value, tuple | list):
+            for each in value:
+                self._look_at(each, names)
+        else:
+            function = getattr(value, "py_func", None) or getattr(value, "_defn", value)  # jitted, or an intrinsic
+            module = getattr(function, "__module__", None)
+            if isinstance(module, str) and self._is_ours(module):
+                self._add(module)
+                if isinstance(function, FunctionType):
+                    self._follow(function)
+
+    def _is_ours(self, module: str) -> bool:
+        return module.partition(".")[0] == self._package
+
+    def _add(self, module: str) -> None:
+        if path := getattr(sys.modules.get(module), "__file__", None):
+            self.files.add(path)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The global names and attributes that a function's code asks for, with what is written within it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a number, a text or a tuple of such: something that looks the same in every process."""
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    return isinstance(value, int | float | str | bytes)
+
+
 @contextlib.contextmanager
 def _without_collections() -> Iterator[None]:
     """No search for unreachable objects in the block: compiling makes millions that stay, and searching them again and
@@ -140,15 +231,22 @@ class _DiskCache(FunctionCache):
 
     def __init__(self, function: Any, key: str) -> None:
         super().__init__(function)
-        stamp = _stamp(function.__code__.co_filename) or self._impl.locator.get_source_stamp()
+        self._key = key
+        self._is_stamped = False
+        self._locks = contextlib.ExitStack()
+
+    def _name_files(self) -> None:
+        """Now that the function is called, all that it calls is defined."""
+        stamp = _Reach(self._py_func).stamp() or self._impl.locator.get_source_stamp()
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
         built = os.path.join(os.environ.get(BUILT) or os.devnull, os.path.basename(self._cache_path))
         self._built = _Files(built, self._impl.filename_base, stamp) if os.path.isdir(built) else None
-        self._key = key
-        self._locks = contextlib.ExitStack()
+        self._is_stamped = True
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The code that is kept, once a process that is making it has; or None, and others wait until `let_go`."""
+        if not self._is_stamped:
+            self._name_files()
         found = super().load_overload(signature, target)
         if found is None and self._enabled:
             lock = self._cache_file.lock_of(self._index_key(signature, target.codegen()))

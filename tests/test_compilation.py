@@ -96,6 +96,92 @@ def test_changed_source_text_finds_no_old_code(tmp_path) -> None:
     assert _Files(str(tmp_path), "kernel", ("new stamp", 1)).load("signature") is None
 
 
+KERNELS_OF_A_FACTORY = """
+import os, sys
+from dfm.compilation import keep_on_disk
+import numba
+import numpy as np
+
+def make(number):
+    @numba.njit
+    def inner(x, places):  # too long to become a part of its caller, which calls it twice
+        for place in range(places.size):
+            x = (x * number + 7) % 1000003
+            if x % 2:
+                places[place] = x // 2 + number
+            elif x % 3:
+                places[place] = np.sqrt(x) + np.log1p(x) + number
+            else:
+                places[place] = np.sin(x) + np.cos(x) * number
+        return x + places.sum() + places.min() + places.max()
+
+    @numba.njit
+    def kernel(x):
+        places = np.zeros(20)
+        return inner(x, places) + inner(x + 1, places)
+
+    keep_on_disk(kernel, str(number))
+    return kernel
+
+if "fork" in sys.argv:
+    for number in (3, 5, 11):
+        if os.fork() == 0:
+            make(number)(20)
+            os._exit(0)
+    for _ in range(3):
+        os.wait()
+kernels = [make(number) for number in (3, 5, 11)]
+right = [abs(kernel(20) / kernel.py_func(20) - 1) < 1e-9 for kernel in kernels]
+print(right, sum(sum(kernel._cache_misses.values()) for kernel in kernels))
+"""
+
+
+def test_kernels_of_one_factory_that_several_processes_compiled_are_each_its_own(tmp_path) -> None:
+    """Numba numbers functions from 1 in every process, and forks go on from one number: their symbols had one name."""
+    script = tmp_path / "script.py"
+    script.write_text(KERNELS_OF_A_FACTORY)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    for arguments in (["fork"], []):
+        start = [sys.executable, str(script), *arguments]
+        run = subprocess.run(start, env=environment, capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == "[True, True, True] 0"
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [("inner.py", "x + 1", "x + 2"), ("inner.py", "TEN = 10", "TEN = 11"), ("sizes.py", "FIVE = 5", "FIVE = 6")],
+)
+def test_code_is_found_only_while_all_that_it_is_made_of_is_the_same(tmp_path, file, before, after) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    files = {
+        "__init__.py": "",
+        "sizes.py": "FIVE = 5\n",
+        "inner.py": "import numba\nTEN = 10\n@numba.njit\ndef inner(x):\n    return (x + 1) * TEN\n",
+        "outer.py": "from dfm.compilation import compiled\nfrom package import inner\nfrom package.sizes import FIVE\n"
+        "@compiled\ndef outer(x):\n    return inner.inner(x) * FIVE\n",
+        "other.py": "",
+    }
+    for name, text in files.items():
+        (package / name).write_text(text)
+
+    def run() -> list[int]:
+        program = "from package.outer import outer; print(outer(1), sum(outer.stats.cache_misses.values()))"
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept"), "PYTHONDONTWRITEBYTECODE": "1"}
+        told = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        return [int(number) for number in told.stdout.split()]
+
+    assert run() == [100, 1]
+    assert run() == [100, 0]
+    (package / "other.py").write_text("# of no interest to it")
+    assert run() == [100, 0]
+    (package / file).write_text(files[file].replace(before, after))
+    changed = {"x + 2": 150, "TEN = 11": 110, "FIVE = 6": 120}[after]
+    assert run() == [changed, 1]
+
+
 def target_of(folder, needs: str) -> None:
     folder.mkdir()
     (folder / "target.json").write_text(f'{{"cpu": "generic", "needs": {needs}}}')
