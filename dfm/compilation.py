@@ -2,10 +2,11 @@
 
 Numba's own cache numbers its files: two processes that compile different signatures of one function at the same time
 both take the next number, and the index of one may then name the machine code of the other. Workers do start together.
-Here a file is named by what is in it, and what one process compiles the others wait for. Kernels made by factories give
-a key of their own, because Numba's key pickles the functions that they close over, and those differ in every process:
-with it they would never be found again. And a file is found only while all source files that its code was made of say
-the same, where Numba looks at the first of them: an upgrade may change what a function calls and not the function.
+Here a file is named by what is in it, and what one process compiles the others wait for. What a factory made is told by
+what it closes over, in words: Numba's key pickles the functions among it, and those differ in every process, so that it
+would never be found again. Kernels of which that cannot be told give a key of their own. And a file is found only while
+all source files that its code was made of say the same, where Numba looks at the first of them: an upgrade may change
+what a function calls and not the function. A process that is older than such a change keeps and finds nothing.
 
 Numba numbers the functions, too, that it compiles, and the number is all that keeps apart the symbols of two that one
 factory made for the same types. Two processes that compile different kernels give them the same number, forks of one
@@ -31,10 +32,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite.binding import get_host_cpu_features
 from numba.core import typed_passes, untyped_passes
 from numba.core.bytecode import FunctionIdentity
@@ -142,6 +144,10 @@ def _stamp(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
+_BEGUN = time.time()
+"""When this process began to import, in seconds since 1970: what changes on disk from then on, it may not run."""
+
+
 class _Reach:
     """All that the code of a function is made of: the source files of its package that it and what it calls are
     written in, this one, and the numbers and texts that are global there, which may come from any file.
@@ -158,16 +164,23 @@ class _Reach:
         marks = sorted(_stamp(path) for path in self.files)
         return "" if "" in marks else hashlib.sha256(repr([marks, sorted(self.constants)]).encode()).hexdigest()
 
+    def has_changed(self) -> bool:
+        """Whether a file may be another than this process runs: it was written, linked or moved there since."""
+        for path in self.files:
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ctime > _BEGUN:
+                    return True
+        return False
+
     def _follow(self, function: FunctionType) -> None:
         names = set(_names(function.__code__))
         for name in names & function.__globals__.keys():
             value = function.__globals__[name]
-            if isinstance(value, int | float | str | bytes | tuple) and _is_plain(value):
-                self.constants.add(f"{name} {value!r}")
+            if (text := _plain(value)) is not None:
+                self.constants.add(f"{name} {text}")
             self._look_at(value, names)
-        for cell in function.__closure__ or ():
-            with contextlib.suppress(ValueError):  # not yet filled
-                self._look_at(cell.cell_contents, names)
+        for value in _closed_over(function):
+            self._look_at(value, names)
 
     def _look_at(self, value: Any, names: set[str]) -> None:
         if id(value) in self._seen:
@@ -182,7 +195,7 @@ class _Reach:
             for each in value:
                 self._look_at(each, names)
         else:
-            function = getattr(value, "py_func", None) or getattr(value, "_defn", value)  # jitted, or an intrinsic
+            function = _python_of(value)
             module = getattr(function, "__module__", None)
             if isinstance(module, str) and self._is_ours(module):
                 self._add(module)
@@ -205,11 +218,44 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _is_plain(value: object) -> bool:
-    """Whether a value is a number, a text or a tuple of such: something that looks the same in every process."""
+def _closed_over(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not filled yet
+            yield cell.cell_contents
+
+
+def _python_of(value: Any) -> Any:
+    """The Python function of a jitted one or an intrinsic; anything else itself."""
+    return getattr(value, "py_func", None) or getattr(value, "_defn", value)
+
+
+def _plain(value: object) -> str | None:
+    """A text of a number, a text or a tuple of such, the same in every process; None of anything else."""
     if type(value) is tuple:
-        return all(map(_is_plain, value))
-    return isinstance(value, int | float | str | bytes)
+        parts = [_plain(each) for each in value]
+        return None if None in parts else f"({', '.join(map(str, parts))})"
+    if value is None or isinstance(value, bool | int | float | str | bytes | np.generic):
+        return f"{type(value).__name__} {value!r}"
+    return None
+
+
+def _told(function: FunctionType) -> str | None:
+    """Which function it is and what it closes over, the same in every process; None where that cannot be told.
+
+    It stands beside a stamp: what the source files say is known.
+    """
+    code, package = function.__code__, function.__module__.partition(".")[0]
+    texts: list[str | None] = [function.__qualname__, str(code.co_firstlineno), code.co_code.hex()]
+    texts += [_plain(constant) or "" for constant in code.co_consts]
+    for value in _closed_over(function):
+        inner = _python_of(value)
+        if isinstance(inner, FunctionType) and inner.__module__.partition(".")[0] == package:
+            texts.append(_told(inner))
+        elif isinstance(value, type | np.ufunc | BuiltinFunctionType):
+            texts.append(repr(value))
+        else:
+            texts.append(_plain(value))
+    return None if None in texts else repr(texts)
 
 
 @contextlib.contextmanager
@@ -237,7 +283,11 @@ class _DiskCache(FunctionCache):
 
     def _name_files(self) -> None:
         """Now that the function is called, all that it calls is defined."""
-        stamp = _Reach(self._py_func).stamp() or self._impl.locator.get_source_stamp()
+        reach = _Reach(self._py_func)
+        if reach.has_changed():
+            self.disable()  # the code of this process is not that of the files
+        self._key = self._key or _told(self._py_func) or ""
+        stamp = reach.stamp() or self._impl.locator.get_source_stamp()
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
         built = os.path.join(os.environ.get(BUILT) or os.devnull, os.path.basename(self._cache_path))
         self._built = _Files(built, self._impl.filename_base, stamp) if os.path.isdir(built) else None

@@ -6,7 +6,8 @@ import gc
 import os
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numba
 import pytest
@@ -14,6 +15,7 @@ from numba.core.compiler import Compiler
 
 from dfm import compilation
 from dfm.compilation import _Files, compiled
+from dfm.solvers.passes import collect, score_rows, take_values
 
 SCRIPT = """
 from dfm.storage.xxhash import xxh64
@@ -147,39 +149,113 @@ def test_kernels_of_one_factory_that_several_processes_compiled_are_each_its_own
         assert run.stdout.strip() == "[True, True, True] 0"
 
 
-@pytest.mark.parametrize(
-    ("file", "before", "after"),
-    [("inner.py", "x + 1", "x + 2"), ("inner.py", "TEN = 10", "TEN = 11"), ("sizes.py", "FIVE = 5", "FIVE = 6")],
-)
-def test_code_is_found_only_while_all_that_it_is_made_of_is_the_same(tmp_path, file, before, after) -> None:
-    package = tmp_path / "package"
-    package.mkdir()
-    files = {
+FACTORY = """
+import numba, numpy as np
+from dfm.compilation import compiled
+
+def make(n, dtype):
+    @numba.njit
+    def inner(x):
+        return x + n
+
+    first, second = numba.njit(lambda x: 2 * x if n else x), numba.njit(lambda x: 3 * x)
+
+    @compiled
+    def outer(x):
+        return dtype(first(inner(x)) + second(x))
+
+    return outer
+
+made = [make(n, dtype) for n in (1, 2) for dtype in (np.float32, np.int64)]
+print([float(each(10)) for each in made], sum(sum(each.stats.cache_misses.values()) for each in made))
+"""
+
+
+def test_what_a_factory_made_is_found_again_by_what_it_closes_over(tmp_path) -> None:
+    """Numba pickles the functions among it, which differ in every process."""
+    script = tmp_path / "script.py"
+    script.write_text(FACTORY)
+    for misses in (4, 0):
+        start = [sys.executable, str(script)]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+        run = subprocess.run(start, env=environment, capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == f"[52.0, 52.0, 54.0, 54.0] {misses}"
+
+
+def test_passes_of_exact_solvers_can_be_told() -> None:
+    """Each of them would be compiled in every process if not."""
+    made = [score_rows(8), collect(3, True, 8), collect(0, True, 8), take_values(3, 8), take_values(0, 8)]
+    assert len({compilation._told(each.py_func) for each in made} - {None}) == 5
+
+
+class Package:
+    """A package of functions that call each other over its files, and processes that call the outermost."""
+
+    FILES: ClassVar = {
         "__init__.py": "",
-        "sizes.py": "FIVE = 5\n",
+        "sizes.py": "import numpy as np\nFIVE = np.uint32(5)\n",
         "inner.py": "import numba\nTEN = 10\n@numba.njit\ndef inner(x):\n    return (x + 1) * TEN\n",
         "outer.py": "from dfm.compilation import compiled\nfrom package import inner\nfrom package.sizes import FIVE\n"
-        "@compiled\ndef outer(x):\n    return inner.inner(x) * FIVE\n",
+        "@compiled\ndef outer(x):\n    return inner.inner(x) * np.int64(FIVE)\nimport numpy as np\n",
         "other.py": "",
     }
-    for name, text in files.items():
-        (package / name).write_text(text)
+    PROGRAM = """
+from package.outer import outer
+import sys
+if sys.argv[1:]:
+    print("imported", flush=True)
+    sys.stdin.readline()
+print(outer(1), sum(outer.stats.cache_misses.values()))
+"""
 
-    def run() -> list[int]:
-        program = "from package.outer import outer; print(outer(1), sum(outer.stats.cache_misses.values()))"
-        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept"), "PYTHONDONTWRITEBYTECODE": "1"}
-        told = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        )
-        return [int(number) for number in told.stdout.split()]
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.package = folder, folder / "package"
+        self.package.mkdir()
+        for name, text in self.FILES.items():
+            (self.package / name).write_text(text)
 
-    assert run() == [100, 1]
-    assert run() == [100, 0]
-    (package / "other.py").write_text("# of no interest to it")
-    assert run() == [100, 0]
-    (package / file).write_text(files[file].replace(before, after))
-    changed = {"x + 2": 150, "TEN = 11": 110, "FIVE = 6": 120}[after]
-    assert run() == [changed, 1]
+    def change(self, file: str, before: str, after: str) -> None:
+        """Write a file anew, as an upgrade does."""
+        (self.package / file).unlink()
+        (self.package / file).write_text(self.FILES[file].replace(before, after))
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(self.folder / "kept"), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-c", self.PROGRAM, *arguments]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
+
+    def run(self) -> list[int]:
+        """The number of a process, and how many functions it compiled."""
+        return [int(number) for number in self.begin().communicate()[0].split()]
+
+
+CHANGES = [
+    ("inner.py", "x + 1", "x + 2", 150),
+    ("inner.py", "TEN = 10", "TEN = 11", 110),
+    ("sizes.py", "uint32(5)", "uint32(6)", 120),
+]
+
+
+@pytest.mark.parametrize(("file", "before", "after", "number"), CHANGES)
+def test_code_is_found_only_while_all_that_it_is_made_of_is_the_same(tmp_path, file, before, after, number) -> None:
+    package = Package(tmp_path)
+    assert package.run() == [100, 1]
+    assert package.run() == [100, 0]
+    package.change("other.py", "", "# of no interest to it")
+    assert package.run() == [100, 0]
+    package.change(file, before, after)
+    assert package.run() == [number, 1]
+
+
+def test_a_process_from_before_an_upgrade_keeps_nothing_for_those_after_it(tmp_path) -> None:
+    package = Package(tmp_path)
+    with package.begin("waits") as old:
+        assert old.stdout is not None
+        assert old.stdout.readline() == "imported\n"
+        package.change("inner.py", "x + 1", "x + 2")
+        assert old.communicate("go on\n")[0].split() == ["100", "1"]
+    assert package.run() == [150, 1]
 
 
 def target_of(folder, needs: str) -> None:

@@ -21,12 +21,14 @@ from dfm.distributed.cluster.remote import install
 from dfm.distributed.cluster.watch import home_of
 from dfm.events import is_passing, sent
 from dfm.training.plan import Plan
-from dfm.training.rounds import Push, train_replicas
+from dfm.training.rounds import Block, Push, train_replicas, train_rounds
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 TOPIC = "dfm"
 """`Client.subscribe_topic(TOPIC, handler)` receives a training's events wherever the client is."""
+_TRAINING = (train_replicas.__name__, train_rounds.__name__)
+"""Names of tasks that train: a replica's round, or a stretch of everybody's."""
 _LAST_WORD = 5.0
 """Seconds to wait until the cluster has heard of an end."""
 logger = logging.getLogger(__name__)
@@ -196,15 +198,10 @@ class WorkerMetrics(WorkerPlugin):
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
         """Called when a task of this worker changes its state."""
         counters = worker_counters()
-        if (
-            not counters
-            or start != "executing"
-            or finish != "memory"
-            or not str(key).startswith(train_replicas.__name__)
-        ):
+        if not counters or start != "executing" or finish != "memory" or not str(key).startswith(_TRAINING):
             return
-        push = self._worker.data.get(key)
-        if isinstance(push, Push):
-            counters["rows_trained"].inc(sum(report.tally.rows for report in push.reports))
-            counters["replica_rounds"].inc(len(push.reports))
-            counters["kernel_seconds"].inc(sum(report.seconds for report in push.reports))
+        trained = self._worker.data.get(key)
+        if isinstance(trained, Push | Block):
+            counters["rows_trained"].inc(sum(report.tally.rows for report in trained.reports))
+            counters["replica_rounds"].inc(len(trained.reports))
+            counters["kernel_seconds"].inc(sum(report.seconds for report in trained.reports))

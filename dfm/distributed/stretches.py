@@ -17,6 +17,7 @@ from dfm.distributed.preparation_tasks import with_factored
 from dfm.distributed.prepare import Prepared, replica_near
 from dfm.distributed.run import Run
 from dfm.distributed.tuning import table_bytes
+from dfm.kernels.families.registry import family_of
 from dfm.training.backends import NUMBA
 
 _MOST_NUMBERS = 1 << 30
@@ -36,13 +37,15 @@ def rounds_together(run: Run, prepared: Prepared, n_blocks: int) -> int:
     plan, account = run.inputs.plan, prepared.account
     if n_blocks > 1 or not run.shares_disk or run.choice.backend is not NUMBA:
         return 1
-    n_entries = account.entries.n_entries / max(account.entries.n_rows, 1) * account.accepted
+    of_a_row = account.entries.n_entries / max(account.entries.n_rows, 1)
+    n_entries = of_a_row * account.accepted
     n_bytes, memory = _ENTRY * n_entries + _ROW * account.accepted, least_memory(run.client)
     if n_bytes > min(_MOST_BYTES, memory // _PART_OF_MEMORY if memory else _MOST_BYTES):
         return 1
     layout = run.work.layout
     per_feature = layout.n_numbers(1, 1, 0) - layout.n_numbers(0, 0, 0)
-    of_a_round = n_entries * per_feature * plan.longest_round / plan.n_slices + table_bytes(run, prepared.summary) / 4
+    per_entry = per_feature * (1 + family_of(layout.family).cost_of_fields * of_a_row)
+    of_a_round = n_entries * per_entry * plan.longest_round / plan.n_slices + table_bytes(run, prepared.summary) / 4
     return max(1, min(int(_MOST_NUMBERS / max(of_a_round, 1.0)), plan.n_slices))
 
 

@@ -247,6 +247,7 @@ class TrainingLoop:
             self._cut_lineage()
         self._settle(0)
         self._check_rows()
+        self._cut_lineage()  # what is left of an epoch may have begun with the one before, and the loop have nothing
         started = time.perf_counter()
         metrics = self.executor.evaluate(self.work, self._begin_next_epoch)
         self._judge(metrics, self.at.epoch)

@@ -14,7 +14,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from dfm import jobs
-from dfm.distributed import checkpointing, start
+from dfm.distributed import checkpointing, loops, start
 from dfm.distributed.cluster.watch import Watch
 from dfm.errors import DataError, DivergenceError, RunCancelled, SettingsError
 from dfm.kernels.tables import Layout
@@ -273,26 +273,42 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(
     assert "no checkpoint after round" in caplog.text
 
 
-@pytest.mark.parametrize("client_name", ["client", "two_workers"])
+@pytest.mark.parametrize(
+    ("client_name", "averages", "n_together"),
+    [("client", 4, 1), ("two_workers", 4, 1), ("client", 4, 4), ("two_workers", 4, 4), ("client", 1, 1)],
+)
 def test_the_lineage_of_blocks_is_cut_without_changing_them(
-    log: Path, tmp_path: Path, client_name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    log: Path,
+    tmp_path: Path,
+    client_name: str,
+    averages: int,
+    n_together: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Where a whole epoch is one task or round, too, which begins while the one before is judged."""
     own: Client = request.getfixturevalue(client_name)
-    training = {"n_epochs": 6, "averages_per_epoch": 4}
+    training = {"n_epochs": 24 // averages, "averages_per_epoch": averages, "later_averages": averages}
     expected = jobs.train(job_tables(log, tmp_path / "whole", training=training), own).parameters_sha256
     monkeypatch.setattr(loop, "_LONGEST_LINEAGE", 3)
+    monkeypatch.setattr(loops, "rounds_together", lambda _run, _prepared, _n_blocks: n_together)
     gc.unfreeze()
     gc.collect()  # errors of other tests may hold futures
-    most, before = 0, own.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+    most, before = 0, own.run_on_scheduler(rounds_known)
 
-    def count_tasks(event: dict[str, Any]) -> None:
+    def count_rounds(event: dict[str, Any]) -> None:
         nonlocal most
-        if event["event"] == "round":
-            most = max(most, own.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) - before)
+        if event["event"] in ("round", "epoch"):
+            most = max(most, own.run_on_scheduler(rounds_known) - before)
 
-    result = jobs.train(job_tables(log, tmp_path, training=training), own, on_event=count_tasks)
+    result = jobs.train(job_tables(log, tmp_path, training=training), own, on_event=count_rounds)
     assert result.parameters_sha256 == expected
-    assert most < 120, "tasks of all rounds are remembered"
+    assert most <= 3 + 1, "more rounds are remembered than a lineage has"
+
+
+def rounds_known(dask_scheduler: Any) -> int:
+    """Rounds, or stretches of them, that the scheduler would have computed again were their results lost."""
+    return sum(key.startswith(("merge_block", "train_rounds")) for key in map(str, dask_scheduler.tasks))
 
 
 def test_workers_elsewhere_leave_the_writing_of_a_local_folder_to_the_driver(

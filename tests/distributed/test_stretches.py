@@ -22,6 +22,7 @@ from dfm.distributed import checkpointing, loops, start, stretches
 from dfm.errors import RunCancelled
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.tables import Layout
 from dfm.training import rounds
 from dfm.training.backends import CUPY, NUMBA
 from dfm.training.plan import RoundPlan
@@ -205,11 +206,16 @@ def _replace(function: Any) -> None:
     rounds.train_replicas = function
 
 
+def _layout(n_factors: int, family: str) -> Layout:
+    return KernelSpec("logistic", "adagrad", n_factors, family=family).layout
+
+
 def _together(n_blocks: int = 1, memory: int = 0, **changes: Any) -> int:
     """The rule for a million rows of 39 entries, eight rounds in the first epoch and four in others."""
     facts: dict[str, Any] = {
         "rows": 1_000_000,
         "n_factors": 8,
+        "family": "fm",
         "table": 8 << 20,
         "shares_disk": True,
         "backend": NUMBA,
@@ -218,7 +224,7 @@ def _together(n_blocks: int = 1, memory: int = 0, **changes: Any) -> int:
     rows = facts["rows"]
     run: Any = types.SimpleNamespace(
         inputs=types.SimpleNamespace(plan=RoundPlan(8, 4)),
-        work=types.SimpleNamespace(layout=KernelSpec("logistic", "adagrad", facts["n_factors"]).layout),
+        work=types.SimpleNamespace(layout=_layout(facts["n_factors"], facts["family"])),
         shares_disk=facts["shares_disk"],
         choice=types.SimpleNamespace(backend=facts["backend"]),
         client=memory,
@@ -233,6 +239,7 @@ def test_only_short_rounds_on_one_machine_are_trained_in_stretches(monkeypatch: 
     monkeypatch.setattr(stretches, "table_bytes", lambda _run, summary: summary)
     assert _together() == 6, "a million rows"
     assert _together(n_factors=32) == 1, "a round is long enough"
+    assert _together(family="fwfm") == 2, "each pair of fields is work"
     assert _together(rows=1_000) == 8, "no more than there are"
     assert _together(rows=300_000) == 8
     assert _together(rows=1_600_000) == 3

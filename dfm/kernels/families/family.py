@@ -65,7 +65,8 @@ class Family:
 
     summary: what it is, for those who choose. knows_pairs: whether `pairs` and `gradient` are also those of a pair of
     rows, where the shape is paired: the difference of two scores. knows_fields: whether it reads the field of each
-    feature; most_fields: how many there may be. texts: the text formats that can say all of it. cuda: its text for
+    feature; most_fields: how many there may be; cost_of_fields: what an entry costs more for each field of its row, in
+    parts of what it costs by itself. texts: the text formats that can say all of it. cuda: its text for
     GPUs (see backend.cu), None where they have no code for it.
     """
 
@@ -91,6 +92,7 @@ class Family:
     n_factors: int | None = None
     init_stdev: float | None = None
     most_fields: int = 1 << 16
+    cost_of_fields: float = 0.0
     texts: tuple[str, ...] = ()
     is_default: bool = False
     cuda: str | None = None
