@@ -58,7 +58,7 @@ class DivergenceError(DfmError):
 
 
 class ModelError(DfmError):
-    """A model folder is incomplete, damaged, or of a format that this version cannot read."""
+    """A model folder is incomplete, damaged, of a format that this version cannot read, or was replaced meanwhile."""
 
     exit_code = 6
 

@@ -28,7 +28,7 @@ from dfm.distributed.evaluate import Evaluation, evaluate_shards, order_in_slice
 from dfm.distributed.folds import Folds
 from dfm.distributed.importance import check_importance, damage_in_batches, damage_in_shards, described
 from dfm.distributed.predict import Overwrite, predict_shards
-from dfm.distributed.scoring import Scoring
+from dfm.distributed.scoring import Edition, Scoring
 from dfm.distributed.search import SearchResult
 from dfm.distributed.slicing import Again, check_columns, check_slicing, check_threshold, sliced_metrics
 from dfm.distributed.train import Event, OnEvent, TrainResult
@@ -395,13 +395,14 @@ def _with_learnt(found: dict[str, Any], model: FMModel) -> dict[str, Any]:
     return {**found, "pairs": pairs}
 
 
-def _model(model: ModelLike, options: Mapping[str, Any] | None) -> tuple[FMModel, str | FMModel]:
-    """The model, its golden rows checked before any worker starts; and where workers find it: a path, or itself."""
+def _model(model: ModelLike, options: Mapping[str, Any] | None) -> tuple[FMModel, Edition | FMModel]:
+    """The model, its golden rows checked before any worker starts; and what workers load: an edition, or itself."""
     if isinstance(model, FMModel):
         return model, model
     url = os.fspath(model)
     _checked(options, model=[url])
-    return FMModel.load(url, options), files.absolute(url)
+    edition = Edition.of(url, options)
+    return edition.load(options, check_golden=True), edition
 
 
 def _to_score(model: FMModel, settings: ClusterSettings | None) -> ClusterSettings:
@@ -521,7 +522,7 @@ def predict(
     where = files.absolute(output)
     scoring = Scoring(place, on_bad_rows, tuple(keep), where, storage_options)
     shards = _shards_at(paths, storage_options)
-    inputs = [*paths, *([place] if isinstance(place, str) else [])]
+    inputs = [*paths, *([place.url] if isinstance(place, Edition) else [])]
     ownership.check_apart(where, inputs, "output", storage_options, shards=[shard.url for shard in shards])
     with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
         found = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(told), replaced)

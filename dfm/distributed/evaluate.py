@@ -15,7 +15,7 @@ from dfm.data.encoding import Encoded
 from dfm.data.parquet import Batch, Shard, Unit, naming_shard, read_unit
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.progress import Progress, follow
-from dfm.distributed.scoring import Scoring, account_of, both_sights, loaded_model, placed_model
+from dfm.distributed.scoring import Edition, Scoring, account_of, both_sights, loaded_model, placed_model
 from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
 from dfm.model.group_auc import GroupSums, group_sums
@@ -94,7 +94,7 @@ def without_groups(evaluation: Evaluation) -> Evaluation:
     return evaluation if slices is None else replace(evaluation, slices=replace(slices, groups=()))
 
 
-def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]) -> Evaluation:
+def evaluate_shard(scoring: Scoring, placed: Edition | FMModel, units: Sequence[Unit]) -> Evaluation:
     """Metrics of some labelled rows."""
     model = loaded_model(scoring, placed)
     return evaluate_batches(
@@ -183,7 +183,7 @@ def order_in_slices(
 
 
 def tally_slices(
-    scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], chosen: Sequence[Chosen]
+    scoring: Scoring, placed: Edition | FMModel, units: Sequence[Unit], chosen: Sequence[Chosen]
 ) -> list[list[ClassificationTally]]:
     """Tallies of chosen slices in some rows."""
     model = loaded_model(scoring, placed)

@@ -22,7 +22,7 @@ from dfm.data.schema import Field, ResolvedSchema
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.evaluate import good_rows, labelled_batches, weighing
 from dfm.distributed.progress import Progress, follow
-from dfm.distributed.scoring import Scoring, account_of, loaded_model, placed_model
+from dfm.distributed.scoring import Edition, Scoring, account_of, loaded_model, placed_model
 from dfm.errors import SettingsError
 from dfm.model.entries import narrowed
 from dfm.model.fm_model import FMModel
@@ -63,9 +63,7 @@ def damage_in_shards(
     return functools.reduce(operator.add, watch.client.gather(futures))
 
 
-def damages_of(
-    watch: Watch, model: tuple[Scoring, str | FMModel], drawn: Sequence[Future], effort: Effort
-) -> list[Future]:
+def damages_of(watch: Watch, model: tuple[Scoring, Future], drawn: Sequence[Future], effort: Effort) -> list[Future]:
     """The damage of rows that tasks have drawn, a task each. Donors come from the rows of all, so that they are there
     before any is measured; rows are read once, and stay where they were.
     """
@@ -73,25 +71,27 @@ def damages_of(
     return [watch.submit(damage_of_drawn, *model, each, donors, effort) for each in drawn]
 
 
-def drawn_in_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], effort: Effort) -> Drawn:
+def drawn_in_shard(scoring: Scoring, placed: Edition | FMModel, units: Sequence[Unit], effort: Effort) -> Drawn:
     """The rows to measure of some units of rows."""
     model = loaded_model(scoring, placed)
     batches = labelled_batches(scoring, model, units)
     return drawn_in_batches(model, batches, scoring.on_bad_rows, scoring.is_weighted, effort)
 
 
-def some_donors(drawn: Drawn, scoring: Scoring, placed: str | FMModel, effort: Effort) -> list[pa.RecordBatch]:
+def some_donors(drawn: Drawn, scoring: Scoring, placed: Edition | FMModel, effort: Effort) -> list[pa.RecordBatch]:
     """Rows whose values are given to others, drawn from those of a task."""
     columns = list(loaded_model(scoring, placed).schema.columns)
     return [sampled(rows.select(columns), effort.donor_share, f"{place} donors") for place, rows in drawn.parts]
 
 
-def joined_donors(parts: Sequence[Sequence[pa.RecordBatch]], scoring: Scoring, placed: str | FMModel) -> Donors:
+def joined_donors(parts: Sequence[Sequence[pa.RecordBatch]], scoring: Scoring, placed: Edition | FMModel) -> Donors:
     """The same of all tasks, in their order."""
     return donors_of([*itertools.chain(*parts)], loaded_model(scoring, placed).schema.columns)
 
 
-def damage_of_drawn(scoring: Scoring, placed: str | FMModel, drawn: Drawn, donors: Donors, effort: Effort) -> Damage:
+def damage_of_drawn(
+    scoring: Scoring, placed: Edition | FMModel, drawn: Drawn, donors: Donors, effort: Effort
+) -> Damage:
     """The damage of the rows that a task has drawn."""
     return damage_of(weighing(loaded_model(scoring, placed), scoring.is_weighted), drawn, donors, effort)
 

@@ -19,7 +19,7 @@ from dfm.data.schema import check_once
 from dfm.distributed.cluster.connect import shares_disk
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.progress import Progress, follow
-from dfm.distributed.scoring import Scoring, account_of, both_sights, loaded_model, placed_model
+from dfm.distributed.scoring import Edition, Scoring, account_of, both_sights, loaded_model, placed_model
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
 from dfm.model.drift import Sights
@@ -172,7 +172,7 @@ def _agreed(known: tuple[pa.Field, Shard] | None, column: pa.Field, shard: Shard
     return known if merged.type == before.type else (merged, shard)
 
 
-def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], name: str) -> Predicted:
+def predict_shard(scoring: Scoring, placed: Edition | FMModel, units: Sequence[Unit], name: str) -> Predicted:
     """Write the predictions of some rows as the file `name`, batch by batch."""
     model, found = loaded_model(scoring, placed), Predicted(RowAccount())
     options = scoring.storage_options

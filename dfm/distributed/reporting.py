@@ -26,7 +26,7 @@ from dfm.distributed.prepare import ROWS_TO_LOOK_AT, Prepared, tasks_to_judge
 from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.publish import model_url
 from dfm.distributed.run import Run
-from dfm.distributed.scoring import Scoring, loaded_model, placed_model
+from dfm.distributed.scoring import Edition, Scoring, loaded_model, placed_model
 from dfm.model.curves import curves_of
 from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
@@ -116,7 +116,8 @@ def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Evaluation, D
     """The metrics of the rows that validate by the model that was published, what it costs to lose a column, as far as
     a loss says so, and a record of each of their columns.
     """
-    scoring = Scoring(model_url(run), storage_options=run.job.data.storage_options, slicing=slicing)
+    options = run.job.data.storage_options
+    scoring = Scoring(Edition.of(model_url(run), options), storage_options=options, slicing=slicing)
     scoring, placed = placed_model(run.watch, scoring)
     tasks, total = tasks_to_judge(run), prepared.validation_account.accepted
     effort = Effort.of(min(total, ROWS_TO_LOOK_AT), MOST_ROWS_IN_TURN, 1) if _has_losses(run) else None
@@ -131,7 +132,7 @@ def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Evaluation, D
     return seen, damage, drift
 
 
-def _damage(run: Run, model: tuple[Scoring, str | FMModel], seen: Sequence[Future], effort: Effort) -> Damage:
+def _damage(run: Run, model: tuple[Scoring, Future], seen: Sequence[Future], effort: Effort) -> Damage:
     """The cost of losing a column, in the rows that tasks have drawn."""
     drawn = [run.watch.submit(drawn_by, each) for each in seen]
     found: Damage = run.watch.result(run.watch.submit(sum_of, damages_of(run.watch, model, drawn, effort)))
@@ -153,7 +154,7 @@ def sum_of(parts: Sequence[Any]) -> Any:
     return functools.reduce(operator.add, parts)
 
 
-def drift_of_rows(scoring: Scoring, placed: str | FMModel, sights: Sights | None) -> list[dict[str, Any]]:
+def drift_of_rows(scoring: Scoring, placed: Edition | FMModel, sights: Sights | None) -> list[dict[str, Any]]:
     """A record of each column, the one that drifted most first."""
     model = loaded_model(scoring, placed)
     return [] if sights is None else model.watcher.records(sights, model.schema)
@@ -161,7 +162,7 @@ def drift_of_rows(scoring: Scoring, placed: str | FMModel, sights: Sights | None
 
 def look_at_rows(
     scoring: Scoring,
-    placed: str | FMModel,
+    placed: Edition | FMModel,
     reading: Reading,
     units: Sequence[Unit],
     share: float,

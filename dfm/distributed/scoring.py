@@ -16,9 +16,10 @@ from dfm.data.encoding import Encoded
 from dfm.data.parquet import Batch
 from dfm.distributed.cluster.connect import shares_disk
 from dfm.distributed.cluster.watch import Watch
-from dfm.errors import DataError
+from dfm.errors import DataError, ModelError
 from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
+from dfm.model.folder import manifest_in_place, read_manifest
 from dfm.model.slices import (
     Slicing,
 )
@@ -26,11 +27,39 @@ from dfm.storage import files
 
 
 @dataclass(frozen=True)
+class Edition:
+    """A published model as one version of it: whatever is published in its place later, all tasks load the same."""
+
+    url: str
+    """Absolute path or URL."""
+    manifest: str = field(repr=False)
+    """The text of its manifest."""
+
+    @classmethod
+    def of(cls, url: str, options: files.Options = None) -> Edition:
+        """The present one of a path or URL. ModelError where there is none."""
+        return cls(files.absolute(url), json.dumps(read_manifest(url, options)))
+
+    def load(self, options: files.Options = None, check_golden: bool = False) -> FMModel:
+        """The model. ModelError where it was replaced, and its files are gone: they outlive it by one generation."""
+        manifest = json.loads(self.manifest)
+        try:
+            return FMModel.load(self.url, options, check_golden, manifest)
+        except ModelError as error:
+            if manifest_in_place(self.url, options) == manifest:
+                raise
+            raise ModelError(
+                f"the model at {self.url} was replaced, or removed, while it was scored ({error}); run the same "
+                "command again, and give each model a folder of its own"
+            ) from error
+
+
+@dataclass(frozen=True)
 class Scoring:
     """The facts that every scoring task must know."""
 
-    model: str | FMModel
-    """Absolute path or URL of the model; or the model, where it is in memory alone."""
+    model: Edition | FMModel | None
+    """The model: a published one; or itself, where it is in memory alone. None in tasks, which get it beside."""
     on_bad_rows: str = "error"
     keep: tuple[str, ...] = ()
     """Input columns to write beside the prediction; empty: all."""
@@ -51,26 +80,23 @@ def both_sights(ours: Sights | None, theirs: Sights | None) -> Sights | None:
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
-    return FMModel.load(url, json.loads(options), check_golden=False)
+def _loaded(edition: Edition, options: str) -> FMModel:
+    return edition.load(json.loads(options))
 
 
-def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, str | Future]:
-    """The model's URL where workers can read it; else the model itself, sent once, and in no task."""
+def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, Future]:
+    """The model's edition where workers can read it; else the model itself. Either is sent once, and in no task."""
     model = scoring.model
-    if isinstance(model, str) and (not files.is_local(model) or shares_disk(watch.client)):
-        return scoring, model
-    loaded = FMModel.load(model, check_golden=False) if isinstance(model, str) else model
-    return replace(scoring, model=""), watch.keep(loaded)
+    if isinstance(model, Edition) and files.is_local(model.url) and not shares_disk(watch.client):
+        model = model.load()
+    return replace(scoring, model=None), watch.keep(model)
 
 
-def loaded_model(scoring: Scoring, placed: str | FMModel) -> FMModel:
-    """The model; a URL is loaded once per process and manifest."""
+def loaded_model(scoring: Scoring, placed: Edition | FMModel) -> FMModel:
+    """The model; an edition is loaded once per process. ModelError where it was replaced, and its files are gone."""
     if isinstance(placed, FMModel):
         return placed
-    options = dict(scoring.storage_options or {})
-    manifest = files.read_bytes(files.join(placed, "model.json"), options)
-    return _loaded(placed, manifest, json.dumps(options, sort_keys=True))
+    return _loaded(placed, json.dumps(dict(scoring.storage_options or {}), sort_keys=True))
 
 
 def account_of(on_bad_rows: str, batch: Batch, encoded: Encoded) -> RowAccount:

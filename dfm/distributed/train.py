@@ -36,7 +36,7 @@ from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
 from dfm.distributed.several import mean_of, member_runs, side_by_side, train_several
 from dfm.distributed.tuning import settings_event
-from dfm.errors import DataError, DivergenceError, LostParametersError, RunCancelled
+from dfm.errors import DataError, DivergenceError, LostParametersError, ModelError, RunCancelled
 from dfm.events import history_frame
 from dfm.model.figures import notebook_html, plot_history
 from dfm.model.fm_model import BRIEF, FMModel
@@ -96,8 +96,18 @@ class TrainResult:
 
     @property
     def model(self) -> FMModel:
-        """The published model, loaded."""
-        return FMModel.load(self.model_url, self.storage_options)
+        """The published model, loaded. ModelError where a later run has published another one in its place."""
+        model = FMModel.load(self.model_url, self.storage_options)
+        self.check_own(model)
+        return model
+
+    def check_own(self, model: FMModel) -> None:
+        """ModelError where a model found at `model_url` is not the one that this run published there."""
+        if (found := model.parameters_sha256()) != self.parameters_sha256:
+            raise ModelError(
+                f"the model at {self.model_url} was replaced by a later run (parameters {found[:12]} in place of "
+                f"{self.parameters_sha256[:12]}); give each run its own output.directory, and run this one again"
+            )
 
 
 def train(order: Order, client: Client | None = None, on_event: OnEvent | None = None, run_id: str = "") -> TrainResult:

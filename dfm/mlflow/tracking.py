@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfm.errors import SettingsError
+from dfm.events import to_json
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import read_manifest
 from dfm.pages.page import REPORT
@@ -54,8 +55,8 @@ def log_run(source: str | os.PathLike[str] | TrainResult, *, storage_options: Ma
     job as a parameter; the metrics of each epoch, its number as the step, and those of the published model as
     `validation.NAME`; job.toml and the report; the model as `model`, which `mlflow.pyfunc.load_model` loads, with a
     signature and an input example from its golden rows. Tags: parameters_sha256, dfm_version and what else says which
-    run this was. Where a run of MLflow is active, it is logged into that one. ModelError where there is no model;
-    errors of MLflow are its own.
+    run this was. Where a run of MLflow is active, it is logged into that one. ModelError where there is no model, or
+    that of a later run lies in the place of the result's; errors of MLflow are its own.
     """
     check_installed()
     import mlflow
@@ -66,6 +67,8 @@ def log_run(source: str | os.PathLike[str] | TrainResult, *, storage_options: Ma
     active = mlflow.active_run()
     with tempfile.TemporaryDirectory(prefix="dfm-mlflow-") as folder, _silent(), contextlib.ExitStack() as stack:
         model = _fetched(url, manifest, folder, options)
+        if not isinstance(source, str | os.PathLike):
+            source.check_own(model)
         run_id = _run_id_of(directory, model, options)
         name = run_id or directory.rpartition("/")[2]
         run = active or stack.enter_context(mlflow.start_run(run_name=name))
@@ -168,9 +171,11 @@ def _is_number(value: Any) -> bool:
 
 def _fetched(url: str, manifest: Mapping[str, Any], folder: str, options: Mapping[str, Any]) -> FMModel:
     """The model, whose files are copied to a local folder."""
-    model = FMModel.load(url, options)  # refuses a manifest that names files outside of the model
+    model = FMModel.load(url, options, manifest=manifest)  # refuses one that names files outside of the model
     for name in (_MANIFEST, *(file["name"] for file in manifest["files"].values())):
-        (Path(folder) / name).write_bytes(files.read_bytes(files.join(url, name), options))
+        is_known = name == _MANIFEST
+        data = to_json(manifest, indent=1).encode() if is_known else files.read_bytes(files.join(url, name), options)
+        (Path(folder) / name).write_bytes(data)
     return model
 
 

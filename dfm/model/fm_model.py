@@ -444,9 +444,19 @@ class FMModel:
         return self.table.layout.family == DEFAULT_FAMILY
 
     @classmethod
-    def load(cls, url: str, options: files.Options = None, check_golden: bool = True) -> FMModel:
-        """The model of a folder. ModelError where it is missing, damaged, too new or scores its golden rows wrong."""
-        manifest = read_manifest(url, options)
+    def load(
+        cls,
+        url: str,
+        options: files.Options = None,
+        check_golden: bool = True,
+        manifest: Mapping[str, Any] | None = None,
+    ) -> FMModel:
+        """The model of a folder. ModelError where it is missing, damaged, too new or scores its golden rows wrong.
+
+        manifest: that of a moment before (`dfm.model.folder.read_manifest`), whose version is loaded, also where the
+        next one has taken its place since; None: the present one.
+        """
+        manifest = read_manifest(url, options) if manifest is None else manifest
         try:
             check_manifest(manifest)
             arrays, _ = parse_arrays(np.frombuffer(checked_bytes(url, manifest, "parameters", options), np.uint8))

@@ -51,8 +51,8 @@ def write_findings(url: str, findings: Mapping[str, Any], options: files.Options
     files.write_bytes(place, to_json({_OF: own, **findings}, indent=1).encode(), options)
 
 
-def read_findings(url: str, options: files.Options = None) -> dict[str, Any]:
-    """The findings in a model's folder; empty where there are none, or they are of another model that lay there."""
+def read_findings(url: str, manifest: Mapping[str, Any], options: files.Options = None) -> dict[str, Any]:
+    """The findings in a model's folder; empty where there are none, or they are of another model than the manifest."""
     place = files.join(url, FINDINGS)
     if not files.exists(place, options):
         return {}
@@ -61,7 +61,7 @@ def read_findings(url: str, options: files.Options = None) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         logger.warning("%s is damaged (%s): the page is without what it told of rows; training writes it", place, error)
         return {}
-    own = read_manifest(url, options)["files"]["parameters"]["sha256"]
+    own = manifest["files"]["parameters"]["sha256"]
     return found if isinstance(found, dict) and found.get(_OF) == own else {}
 
 
@@ -87,7 +87,7 @@ def report_model(model: str, page: str, title: str, options: files.Options = Non
 
 def _sections(model: str, manifest: Mapping[str, Any], options: files.Options) -> dict[str, Any]:
     """The sections of the page, empty ones too."""
-    found = read_findings(model, options)
+    found = read_findings(model, manifest, options)
     known = manifest["metadata"]
     history, validation = known.get("history", ()), known.get("validation", {})
     settings = known.get("settings") or {}
@@ -140,7 +140,7 @@ def _strengths(
     """
     if manifest.get("family", DEFAULT) == DEFAULT:
         return None
-    found = strengths_of(FMModel.load(url, options, check_golden=False))
+    found = strengths_of(FMModel.load(url, options, check_golden=False, manifest=manifest))
     if found is None:
         return None
     return HeatMap(*found) if len(found[0]) <= _MOST_COLUMNS else strongest_and_weakest(*found)

@@ -140,6 +140,15 @@ def marks_of(model: str, options: files.Options = None) -> Marks:
     return Marks(parameters, fingerprint(told, parameters))
 
 
+def check_unchanged(model: str, before: Marks, done: str, options: files.Options = None) -> None:
+    """ModelError where the model that had these marks was replaced while something was done with it."""
+    if marks_of(model, options) != before:
+        raise ModelError(
+            f"the model at {model} was replaced while it was {done}, so that what was found may be of either; run "
+            'again, and give each model a folder of its own (output.directory = "results/2026-11-28")'
+        )
+
+
 def _is_of(entry: Version, parameters: str, predicting: str) -> bool:
     """Whether an entry is of a model; one of an earlier version of dfm knows its parameters alone. predicting: "" where
     they are all that is asked for.
@@ -203,23 +212,29 @@ def promote(
     *,
     order: str = "",
     seen: int | None = None,
+    judged: Marks | None = None,
     options: files.Options = None,
 ) -> Version:
     """Make a model the champion. GateError where the verdict or the history of the alias speaks against it.
 
     seen: number of the version that the verdict compared with (0: none); with another one in its place it is Overtaken.
-    A model that was promoted before is left where it stands, without a new version. The model is loaded first: what
-    does not score its golden rows is never published.
+    judged: marks of the model that the verdict is of. ModelError where this model, or that of the version which was
+    seen, was replaced meanwhile. A model that was promoted before is left where it stands, without a new version. The
+    model is loaded first: what does not score its golden rows is never published.
     """
     where = _absolute(model)
-    parameters, predicting = marks_of(where, options)
+    if judged is not None:
+        check_unchanged(where, judged, "judged", options)
+    parameters, predicting = judged or marks_of(where, options)
     history = versions(alias, options)
     present = history[-1] if history else None
+    number = present.number if present else 0
+    if present and seen == number:
+        check_in_place(alias, present, options)
     if known := published_as(history, where, parameters, predicting):
         return known
     if refusals := [*verdict.refusals, *objections(history, parameters, order, predicting)]:
         raise GateError(f"{model} does not become the champion of {alias}: {'; '.join(refusals)}")
-    number = present.number if present else 0
     if seen is not None and seen != number:
         raise Overtaken(_overtaken(alias, seen, number))
     _tell_of_other_order(alias, present, order)

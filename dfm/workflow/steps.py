@@ -287,15 +287,17 @@ def evaluate_once(
     """Metrics of a model on labelled shards; kept beside the model, under a name made of model and shards.
 
     unseen: refuse (DataError) shards that the model, or one that it goes on from, was trained on. asked: more than the
-    metrics of all rows; a model of pairs tells of the groups of its job where none are named.
+    metrics of all rows; a model of pairs tells of the groups of its job where none are named. ModelError where the
+    model is replaced meanwhile.
     """
     options = where.storage_options
+    marks = registry.marks_of(model, options)
     shards = find_shards(list(data), options)
     if unseen:
         unseen_rows.check(model, shards, options)
     group = asked.group or group_of(model, options)
     sliced = [*([[list(asked.by), asked.min_rows]] if asked.by else []), *([group] if group else [])]
-    key = fingerprint(registry.marks_of(model, options), _identities(shards), on_bad_rows, *sliced)
+    key = fingerprint(marks, _identities(shards), on_bad_rows, *sliced)
     kept = f"{model.rstrip('/')}-evaluations/{key[:32]}.json"
     if files.exists(kept, options):
         return dict(json.loads(files.read_bytes(kept, options)))
@@ -304,6 +306,7 @@ def evaluate_once(
         storage_options=options, on_event=where.on_event, by=asked.by, min_rows=asked.min_rows, top=MOST_SLICES,
         group=group,
     )  # fmt: skip
+    registry.check_unchanged(model, marks, "evaluated", options)
     files.write_bytes(kept, to_json(metrics, indent=1).encode(), options)
     return metrics
 
@@ -325,7 +328,8 @@ def publish(
     before, is left alone, and the answer says `older`: nothing is evaluated, unless a later one is promoted meanwhile.
     SettingsError where it is a date in another form than ISO 8601.
     GateError where it is refused, unless `enforce` is off: then the answer says so. ModelError where another model lies
-    in the champion's place: a model would be compared with itself. on_bad_rows: "error" or "skip"; SettingsError where
+    in the champion's place, since a model would be compared with itself, and where the candidate is replaced while it
+    is judged. on_bad_rows: "error" or "skip"; SettingsError where
     the two models left out other rows. Warns where the champion was trained on the shards, and a refusal says so.
     """
     options = where.storage_options
@@ -334,6 +338,7 @@ def publish(
     if older := _left_alone(candidate, alias, order, options):
         return older
     _champion_in_place(alias, options)
+    marks = registry.marks_of(candidate, options)
     asked = Asked(gate.slices, gate.slice_min_rows, group_of(candidate, options))
     metrics = evaluate_once(candidate, data, where, on_bad_rows=on_bad_rows, unseen=True, asked=asked)
     if metrics["account"]["rejected"]:
@@ -345,7 +350,9 @@ def publish(
         verdict = judge(metrics, rival, gate)
         try:
             version = present.number if present else 0
-            entry = registry.promote(alias, candidate, verdict, order=order, seen=version, options=options)
+            entry = registry.promote(
+                alias, candidate, verdict, order=order, seen=version, judged=marks, options=options
+            )
             _warn(doubt)
             return _publication(alias, entry.number, verdict, [])
         except GateError as refusal:
@@ -432,11 +439,12 @@ def predict_once(
     """Score shards with a model, or the champion of an alias; scores of the same model and shards are left alone.
 
     Earlier scores in `output` are replaced. beside: whether files that dfm did not make may lie there; they stay.
+    ModelError where the model is replaced meanwhile.
     """
     options = where.storage_options
     url = registry.model_of(model, options)
-    shards = find_shards(list(data), options)
-    key = fingerprint(registry.marks_of(url, options), _identities(shards), list(keep), on_bad_rows)
+    marks, shards = registry.marks_of(url, options), find_shards(list(data), options)
+    key = fingerprint(marks, _identities(shards), list(keep), on_bad_rows)
     record = files.join(output, SCORED)
     ownership.check_replaceable(record, _is_scored, options)
     if files.exists(record, options) and files.exists(files.join(output, DONE), options):
@@ -449,6 +457,7 @@ def predict_once(
         url, data, output, keep=keep, overwrite=replaced, settings=where.settings, client=where.client,
         on_bad_rows=on_bad_rows, storage_options=options, on_event=where.on_event,
     )  # fmt: skip
+    registry.check_unchanged(url, marks, "scored", options)
     summary = {**scored, "model": url}
     files.write_bytes(record, to_json({"key": key, "summary": summary}).encode(), options)
     return summary

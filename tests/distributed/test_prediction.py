@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from dfm import jobs
 from dfm.data.parquet import find_shards
 from dfm.data.schema import resolve
 from dfm.distributed import predict, scoring
+from dfm.distributed.cluster.watch import Watch
 from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.settings.tables import Schema
 from dfm.training import plan
 from tests.support.small_jobs import LAST_DAY, job_tables, read_log
-from tests.support.small_models import model_of_schema, random_table
+from tests.support.small_models import model_of_schema, random_table, turned
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +179,8 @@ def test_a_column_of_the_wrong_type_is_told_with_its_shard(
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers count as running on other machines, and cannot load a model by its path."""
 
-    def load(url: str, manifest: bytes, options: str) -> FMModel:
-        raise ModelError(f"no model at {url}")
+    def load(edition: scoring.Edition, options: str) -> FMModel:
+        raise ModelError(f"no model at {edition.url}")
 
     for each in (predict, scoring):
         monkeypatch.setattr(each, "shares_disk", lambda client: False)
@@ -206,8 +208,57 @@ def test_workers_elsewhere_get_the_model_sent_and_write_to_a_folder_that_is_said
     assert jobs.evaluate(model, day, client=client)["rows"] == 2000
 
 
+@pytest.fixture
+def replaced(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], str]:
+    """A place whose model is replaced so many times between the moment that a call reads it and its first task."""
+    place, earlier = str(tmp_path / "model"), FMModel.load(model)
+
+    def place_of(times: int) -> str:
+        earlier.save(place)
+
+        def watch(*arguments: Any) -> Watch:
+            for time in range(times):
+                turned(earlier, -1.0 - time).save(place)
+            scoring._loaded.cache_clear()
+            return Watch(*arguments)
+
+        monkeypatch.setattr(jobs, "Watch", watch)
+        return place
+
+    return place_of
+
+
+def test_rows_are_scored_by_the_model_that_was_there_when_a_call_began(
+    log: Path, model: str, replaced: Callable[[int], str], client: Client, tmp_path: Path
+) -> None:
+    data, earlier = str(log / f"day={LAST_DAY}"), FMModel.load(model)
+    jobs.predict(place := replaced(1), data, str(tmp_path / "scored"), client=client)
+    assert FMModel.load(place).parameters_sha256() != earlier.parameters_sha256()
+    expected = earlier.predict(read_log(log, LAST_DAY))
+    np.testing.assert_array_equal(read_parts(tmp_path / "scored")["prediction"].to_numpy(), expected)
+    for ask in (
+        lambda model: jobs.evaluate(model, data, client=client, by=["C1"]),
+        lambda model: jobs.importance(model, data, client=client, rows=500, repeats=1),
+    ):
+        assert ask(replaced(1)) == ask(earlier)
+
+
+def test_a_model_that_was_replaced_twice_meanwhile_is_told_so(
+    log: Path, replaced: Callable[[int], str], client: Client, tmp_path: Path
+) -> None:
+    """Files of a model outlive it by one generation."""
+    for ask in (
+        lambda model: jobs.evaluate(model, str(log), client=client),
+        lambda model: jobs.importance(model, str(log), client=client),
+        lambda model: jobs.predict(model, str(log), str(tmp_path / "scored"), client=client),
+    ):
+        with pytest.raises(ModelError, match=r"was replaced, or removed, while it was scored .*a folder of its own"):
+            ask(replaced(2))
+    assert not (tmp_path / "scored" / "_SUCCESS").exists()
+
+
 def test_secrets_of_the_storage_do_not_show() -> None:
-    assert "hunter2" not in repr(scoring.Scoring("s3://bucket/model", storage_options={"secret": "hunter2"}))
+    assert "hunter2" not in repr(scoring.Scoring(None, storage_options={"secret": "hunter2"}))
 
 
 def test_labels_are_not_needed_to_predict(log: Path, model: str, client: Client, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 import time
 import types
 from pathlib import Path
@@ -29,7 +30,7 @@ from dfm.data.row_lookup import RowLookup
 from dfm.data.vocabulary import build_vocabulary, merge_counts
 from dfm.distributed import beginning, start, train
 from dfm.distributed.train import TrainResult
-from dfm.errors import DataError, DivergenceError, SettingsError
+from dfm.errors import DataError, DivergenceError, ModelError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
 from dfm.kernels.schedule import rate_factor, scheduled
@@ -39,6 +40,7 @@ from dfm.settings.job import Job
 from dfm.training.inputs import find_inputs
 from dfm.training.steps import merge_rule
 from tests.support.small_jobs import EPOCH_KEYS, LAST_DAY, ROWS, job_tables, read_log
+from tests.support.small_models import turned
 
 DAY_ROWS = ROWS // 4
 
@@ -123,6 +125,15 @@ def test_every_row_is_accounted_for(trained: TrainResult, events: list[dict[str,
     assert trained.validation["rows"] == DAY_ROWS
     assert events[0]["rows"] == 3 * DAY_ROWS
     assert events[0]["validation_rows"] == DAY_ROWS
+
+
+def test_the_model_of_a_later_run_is_not_handed_out_as_that_of_a_result(trained: TrainResult, tmp_path: Path) -> None:
+    shutil.copytree(trained.model_url, tmp_path / "model")
+    earlier = dataclasses.replace(trained, model_url=str(tmp_path / "model"))
+    assert earlier.model.parameters_sha256() == trained.parameters_sha256
+    turned(earlier.model).save(earlier.model_url)
+    with pytest.raises(ModelError, match=r"replaced by a later run .*give each run its own output\.directory"):
+        earlier.model  # noqa: B018
 
 
 def test_the_published_model_scores_as_it_was_evaluated(trained: TrainResult, log: Path) -> None:

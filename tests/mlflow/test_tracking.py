@@ -27,6 +27,7 @@ from dfm.mlflow import tracking as tracking_of_dfm
 from dfm.runs.record import RunRecord, read_run, write_run
 from dfm.settings.job import load_job
 from tests.support.small_jobs import LAST_DAY, job_tables, read_log
+from tests.support.small_models import turned
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("ignore")]
 
@@ -216,6 +217,16 @@ def test_a_folder_is_logged_later_from_anywhere_and_no_model_is_said(
     assert logged(dfm.mlflow.log_run(directory)).data.tags["parameters_sha256"] == result.parameters_sha256
     with pytest.raises(ModelError, match="no model at"):
         dfm.mlflow.log_run(tmp_path)
+
+
+def test_the_model_of_a_later_run_is_not_logged_as_that_of_a_result(tracking: str, result: Any, tmp_path: Path) -> None:
+    shutil.copytree(result.model_url, tmp_path / "model")
+    earlier = dataclasses.replace(result, model_url=str(tmp_path / "model"))
+    later = turned(result.model)
+    later.save(earlier.model_url)
+    with pytest.raises(ModelError, match="replaced by a later run"):
+        dfm.mlflow.log_run(earlier)
+    assert logged(dfm.mlflow.log_run(tmp_path)).data.tags["parameters_sha256"] == later.parameters_sha256()
 
 
 def test_a_server_that_is_down_costs_a_warning_whose_line_logs_the_run_later(

@@ -20,11 +20,12 @@ from dfm.kernels.gpu.backend import source_of
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.model.export import export, hashed_inputs
 from dfm.model.fm_model import FMModel
+from dfm.model.folder import read_manifest
 from dfm.model.inspection import describe_model, strengths_of
-from dfm.model.report import report_training
+from dfm.model.report import report_training, write_findings
 from dfm.pages import page as pages
 from dfm.settings.groups import groups_of
-from tests.support.small_models import HASH_BITS, make_model, random_table
+from tests.support.small_models import HASH_BITS, make_model, random_table, turned
 
 OTHERS = [family for family in FAMILIES if family != DEFAULT]
 
@@ -234,6 +235,20 @@ def test_the_report_of_a_field_weighted_model_has_a_map_of_its_strengths(tmp_pat
     assert "background:rgb(178,24,43);color:#fff" in text
     dataclasses.replace(make_model(), metadata=metadata).save(str(tmp_path / "plain" / "model"))
     assert "rgb(" not in Path(report_training(str(tmp_path / "plain"), "night")).read_text()
+
+
+def test_a_report_is_of_one_model_where_another_is_published_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, model = str(tmp_path / "model"), moved(of_family(make_model(), "fwfm"))
+    model.save(place)
+    before = Path(report_training(str(tmp_path), "night")).read_text()
+
+    read = iter([read_manifest(place)])
+    turned(model, 2.0).save(place)
+    write_findings(place, {"collisions": {"of the later one": 1.0}})
+    monkeypatch.setattr("dfm.model.report.read_manifest", lambda *at: next(read, None) or read_manifest(*at))
+    assert Path(report_training(str(tmp_path), "night")).read_text() == before
 
 
 def test_a_report_of_many_fields_names_the_ends_of_their_strengths(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from dfm.data.encoding import encode_batch
 from dfm.data.schema import ResolvedSchema, resolve
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import build_vocabulary, count_features
-from dfm.kernels.tables import InitialValues, Layout, initialise
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.model.fm_model import FMModel
 from dfm.settings.tables import Schema
 
@@ -29,6 +30,12 @@ STATISTICS = {
     "price": NumberStatistics((1.0, 2.5, 10.0), 4.0, 3.0),
     "age": NumberStatistics((), 40.0, 12.0),
 }
+
+
+def turned(model: FMModel, factor: float = -1.0) -> FMModel:
+    """A model that scores otherwise: all parameters of another are multiplied by a factor."""
+    arrays = {block.name: model.table[block.name] * np.float32(factor) for block in model.table.layout.blocks}
+    return dataclasses.replace(model, table=ParameterTable(model.table.layout, arrays))
 
 
 def random_table(n_rows: int, seed: int = 0) -> pa.Table:

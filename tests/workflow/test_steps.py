@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from dfm.settings.job import Job, load_job
 from dfm.workflow import data_check, registry, steps, unseen_rows
 from dfm.workflow.gate import Gate
 from tests.support.small_jobs import LAST_DAY, job_tables
+from tests.support.small_models import turned
 
 DAYS = ["2026-11-14", "2026-11-15", "2026-11-16"]
 GATE = Gate(calibration_low=0.5, calibration_high=2.0)
@@ -448,6 +450,60 @@ def test_a_candidate_in_the_place_of_the_champion_is_not_compared_with_itself(
     with pytest.raises(ModelError, match="was overwritten"):
         steps.pin_start(str(tmp_path / "next"), alias)
     assert len(registry.versions(alias)) == 1
+
+
+@pytest.fixture
+def replacing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let another model take the place of a model once a function has been called."""
+
+    def patch(place: str, owner: Any, name: str) -> None:
+        called = getattr(owner, name)
+
+        def meanwhile(*given: Any, **named: Any) -> Any:
+            found = called(*given, **named)
+            turned(FMModel.load(place)).save(place)
+            return found
+
+        monkeypatch.setattr(owner, name, meanwhile)
+
+    return patch
+
+
+@pytest.mark.parametrize("enforce", [True, False])
+@pytest.mark.parametrize(("moment", "done"), [("evaluate", "evaluated"), ("judge", "judged")])
+def test_a_candidate_that_is_replaced_while_it_is_judged_does_not_become_the_champion(
+    candidate, log: Path, tmp_path: Path, where: steps.Where, replacing, moment: str, done: str, enforce: bool
+):
+    alias, window, place = str(tmp_path / "champion"), [day(log, LAST_DAY)], str(tmp_path / "model")
+    shutil.copytree(candidate["model"], place)
+    replacing(place, steps.jobs if moment == "evaluate" else steps, moment)
+    with pytest.raises(ModelError, match=rf"{place} was replaced while it was {done}.* a folder of its own"):
+        steps.publish(place, alias, window, GATE, where, enforce=enforce)
+    assert registry.versions(alias) == []
+    assert [*tmp_path.glob("model-evaluations/*")] == [] or done == "judged"
+
+
+def test_a_champion_that_is_replaced_while_a_candidate_is_compared_with_it_decides_nothing(
+    candidate, log: Path, tmp_path: Path, where: steps.Where, replacing
+):
+    alias, window, place = str(tmp_path / "champion"), [day(log, LAST_DAY)], str(tmp_path / "model")
+    shutil.copytree(candidate["model"], place)
+    registry.promote(alias, place, registry.Verdict((), {}))
+    replacing(place, steps, "judge")
+    with pytest.raises(ModelError, match=r"version 1 of .* was overwritten"):
+        steps.publish(candidate["model"], alias, window, GATE, where)
+    assert len(registry.versions(alias)) == 1
+
+
+def test_scores_of_a_model_that_was_replaced_meanwhile_are_not_recorded_as_finished(
+    candidate, log: Path, tmp_path: Path, where: steps.Where, replacing
+):
+    place, scores = str(tmp_path / "model"), tmp_path / "scores"
+    shutil.copytree(candidate["model"], place)
+    replacing(place, steps.jobs, "predict")
+    with pytest.raises(ModelError, match=rf"{place} was replaced while it was scored"):
+        steps.predict_once(place, [day(log, LAST_DAY)], str(scores), where)
+    assert not (scores / steps.SCORED).exists()
 
 
 def test_a_model_of_another_calibration_is_evaluated_and_scores_anew(
