@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data.arrow_types import is_text
+from dfm.data.interchange import exported_column
 from dfm.data.schema import SHORTEST, WIDENED
 from dfm.storage.arrays import read_only
 
@@ -220,7 +221,7 @@ def arrow_array(values: Any, are_numbers: bool = False) -> pa.Array | pa.Chunked
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "iloc"):
-        return pa.chunked_array(values)  # a column of polars, or of another library of Arrow
+        return exported_column(values)
     if isinstance(values, str | bytes):
         raise TypeError(f"{values!r} is one value")
     if hasattr(getattr(values, "dtype", None), "fill_value"):  # a sparse column of pandas, which Arrow does not know

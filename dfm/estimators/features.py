@@ -23,6 +23,7 @@ from dfm.data.columns import number_column
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.footers import Columns, resolve_told
 from dfm.data.hashed_rows import HashedRows, concatenate_rows
+from dfm.data.interchange import exported_table, speaks_arrow
 from dfm.data.matrices import (
     ColumnMoments,
     Scaling,
@@ -53,7 +54,7 @@ from dfm.kernels.tables import ParameterTable
 from dfm.model.entries import bad_row
 from dfm.model.fm_model import FMModel, batches_of
 from dfm.model.objective import Objective
-from dfm.model.rows import arrived, speaks_arrow
+from dfm.model.rows import arrived
 
 FLOATS = (
     *("float16", "float32", "float64", "Float32", "Float64", "float", "double", "halffloat"),
@@ -397,7 +398,7 @@ def as_arrow(data: Any) -> pa.Table:
         check_once(names)
         batches = list(batches_of(_by_text(data), tuple(names)))
         return flat(pa.Table.from_batches(batches)) if batches else pa.table({name: pa.nulls(0) for name in names})
-    table = data if isinstance(data, pa.Table) else pa.table(data)
+    table = data if isinstance(data, pa.Table) else exported_table(data)
     check_once(table.column_names)
     return without_views(flat(table))
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from dfm.data.arrow_types import flat, root_of, without_views
 from dfm.data.canonical import arrow_array
+from dfm.data.interchange import exported_table, speaks_arrow
 from dfm.data.schema import ResolvedSchema, check_once
 from dfm.errors import DataError
 
@@ -142,7 +143,7 @@ def batches_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = f
     elif hasattr(data, "iloc") and hasattr(data, "columns"):
         table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))}, numeric)
     elif speaks_arrow(data):
-        table = _exported(data)
+        table = exported_table(data)
     else:
         raise DataError(
             f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, one of "
@@ -169,26 +170,13 @@ def _with_missing_structs(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     return table
 
 
-def speaks_arrow(data: Any) -> bool:
-    """Whether it hands out its rows by the PyCapsule interface of Arrow: polars, DuckDB and others do."""
-    return hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
-
-
 def arrived(data: Any) -> Any:
     """The data, read once where another library of Arrow holds them: a stream is gone then, and a query would run anew
     (and may order its rows otherwise) whenever it is asked. DataError where they are no table, or still to be computed.
     """
     _refuse_to_be_collected(data)
     is_read = isinstance(data, pa.Table | pa.RecordBatch) or hasattr(data, "iloc")
-    return data if is_read or not speaks_arrow(data) else _exported(data)
-
-
-def _exported(data: Any) -> pa.Table:
-    """The table of a frame of another library of Arrow."""
-    try:
-        return pa.table(data)
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"a {type(data).__name__} is no table ({error}); pass a frame with named columns") from error
+    return data if is_read or not speaks_arrow(data) else exported_table(data)
 
 
 def _refuse_lazy(data: Any) -> None:
