@@ -155,6 +155,24 @@ def test_what_pandas_has_for_a_missing_moment_is_missing(gap: Any, zone: str | N
     assert [model.predict_one(row) for row in given] == model.predict(rows).tolist()
 
 
+@pytest.mark.parametrize("unit", ["D", "h"])
+def test_a_period_of_pandas_is_refused_in_a_frame_as_in_a_row_and_its_moment_is_the_day(unit: str) -> None:
+    days = pa.table({"day": pa.array(pd.date_range("2026-11-01", periods=3).date), "label": [0, 1, 1]})
+    model = model_of_schema(resolve(Schema(categorical=("day",)), days.column_names), days)
+    periods = pd.Series(pd.period_range("2026-11-01", periods=3, freq="D").asfreq(unit, "start"))
+    frame = pd.DataFrame({"day": periods})
+    for given in (frame, {"day": periods}, frame.astype("category"), pa.Table.from_pandas(frame)):
+        with pytest.raises(DataError, match="column 'day' holds pandas' periods, of which Arrow has numbers alone"):
+            model.predict(given)
+    for given in (frame.to_dict("records"), frame.iloc[0], frame.astype(object)):
+        with pytest.raises(DataError, match="column 'day' cannot be read .*Period"):
+            model.predict(given)
+    expected = model.predict(days).tolist()
+    assert model.predict({"day": periods.dt.to_timestamp()}).tolist() == expected
+    if unit == "D":
+        assert model.predict(frame.astype(str)).tolist() == expected
+
+
 def test_a_value_beside_a_list_is_refused(model: FMModel) -> None:
     with pytest.raises(DataError, match=r"column 'site' holds one value, 'web', and column 'zone' a list"):
         model.predict({**ROW, "site": "web", "zone": [4]})
