@@ -89,7 +89,7 @@ def column_kind(kind: pa.DataType) -> str:
 
 
 def kind_of_field(field: pa.Field) -> str:
-    """`column_kind` of a column, also of periods of which Arrow makes integers where pandas has not made it know them."""
+    """`column_kind` of a column, also of periods that Arrow reads as integers, as pandas has not named them yet."""
     return _PERIODS if _holds_periods(field) else column_kind(field.type)
 
 

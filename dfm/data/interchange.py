@@ -11,8 +11,7 @@ from dfm.errors import DataError
 
 _REFUSALS = (pa.ArrowException, TypeError, ValueError)
 _OBJECTS = (
-    "it holds Python objects (polars' Object), of which Arrow hands out addresses; make the column of "
-    "text (str(value)), or of numbers"
+    "it holds Python objects (polars' Object), of which Arrow hands out addresses; make the column of text, str(value)"
 )
 
 

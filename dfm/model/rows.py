@@ -121,10 +121,12 @@ def _is_scalar(value: Any) -> bool:
 
 
 def numeric_of(schema: ResolvedSchema) -> frozenset[str]:
-    """Columns of which a model makes numbers, and no categories."""
+    """Columns of which a model makes numbers, and no categories; crosses take what their columns are made."""
     numbers: set[str] = set()
     others: set[str] = set()
     for entry in schema.fields:
+        if entry.kind == "cross":
+            continue
         found = numbers if entry.kind in ("numeric", "vector") else others
         found.update(schema.sources(entry.columns))
     return frozenset(numbers - others)
@@ -132,16 +134,24 @@ def numeric_of(schema: ResolvedSchema) -> frozenset[str]:
 
 def batches_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = frozenset()) -> Iterator[pa.RecordBatch]:
     """The model's columns of a table in any of the accepted forms, in batches. numeric: see `numeric_of`."""
+    table = table_of(data, columns, numeric)
+    if table.num_rows <= _BATCH_ROWS:
+        table = table.combine_chunks()
+    yield from table.to_batches(_BATCH_ROWS)
+
+
+def table_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = frozenset()) -> pa.Table:
+    """The same in one table. DataError where one of them is not there."""
     _refuse_lazy(data)
     check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
     if isinstance(data, Mapping):
-        table = _table_of({column: data[column] for column in _stored_names(columns, data)}, numeric)
+        table = _of_columns({column: data[column] for column in _stored_names(columns, data)}, numeric)
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table):
         table = data
     elif hasattr(data, "iloc") and hasattr(data, "columns"):
-        table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))}, numeric)
+        table = _of_columns({column: data[column] for column in _stored_names(columns, list(data.columns))}, numeric)
     elif speaks_arrow(data):
         table = exported_table(data)
     else:
@@ -155,10 +165,7 @@ def batches_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = f
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise DataError(f"the rows lack column {missing[0]!r}, which the model needs; it needs {', '.join(columns)}")
-    table = without_views(table.select(list(columns)))
-    if table.num_rows <= _BATCH_ROWS:
-        table = table.combine_chunks()
-    yield from table.to_batches(_BATCH_ROWS)
+    return without_views(table.select(list(columns)))
 
 
 def _with_missing_structs(table: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -202,7 +209,7 @@ def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]
     return list(dict.fromkeys(root for column in columns if (root := root_of(column, names)) is not None))
 
 
-def _table_of(columns: Mapping[str, Any], numeric: Collection[str]) -> pa.Table:
+def _of_columns(columns: Mapping[str, Any], numeric: Collection[str]) -> pa.Table:
     """Lists, arrays or pandas Series of one length as an Arrow table."""
     arrays = {}
     for column, values in columns.items():

@@ -109,11 +109,10 @@ def test_objects_in_a_column_of_polars_are_refused_for_they_come_as_addresses(
 
 @pytest.mark.parametrize("kind", [pl.Object, pl.List(pl.Object), pl.Struct({"a": pl.List(pl.Object)})], ids=str)
 def test_objects_within_a_type_are_seen_and_names_are_no_types(model: FMModel, kind: Any) -> None:
-    class Frame(OfStream):
-        schema = {"label": pl.Enum(["Object"]), "site": kind, "zone": pl.Struct({"Object": pl.Int64})}
-
+    frame = OfStream(ROWS)
+    frame.schema = {"label": pl.Enum(["Object"]), "site": kind, "zone": pl.Struct({"Object": pl.Int64})}
     with pytest.raises(DataError, match="column 'site' cannot be read: it holds Python objects"):
-        model.predict(Frame(ROWS))
+        model.predict(frame)
 
 
 @pytest.mark.parametrize("kind", [pl.Int128, pl.List(pl.UInt128)], ids=str)
