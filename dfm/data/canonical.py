@@ -36,7 +36,7 @@ _LEAST, _MOST = 1e-12, 1e22
 _TRUTHS = (bool, np.bool_)
 _DURATIONS = (datetime.timedelta, np.timedelta64)
 _MOMENTS = (datetime.datetime, datetime.date, datetime.time, np.datetime64, *_DURATIONS)
-"""What Arrow takes numbers beside it for, too; a moment of Python is a date, and comes first."""
+"""Types for which Arrow takes numbers beside them, too; a moment of Python is also a date, and comes first."""
 _GAPS = ("NAType", "NaTType")
 """The types of pandas' missing values."""
 _POWERS = np.array([float(f"1e{exponent}") for exponent in range(23)])
