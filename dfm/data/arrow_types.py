@@ -21,6 +21,8 @@ from dfm.errors import DataError
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 _SECONDS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Units of a duration in a second."""
+_PERIODS = "pandas.period"
+"""The extension of pandas' periods, of which Arrow has numbers alone: days, hours or months since 1970."""
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -69,6 +71,8 @@ def storage_type(kind: pa.DataType) -> pa.DataType:
 
 def column_kind(kind: pa.DataType) -> str:
     """The word for a type that `schema.infer` knows; the type's own name for what is chosen by name only, or never."""
+    if _are_periods(kind):
+        return _PERIODS
     kind, types = storage_type(kind), pa.types
     tests: dict[str, Callable[[pa.DataType], bool]] = {
         "bool": types.is_boolean,
@@ -82,6 +86,30 @@ def column_kind(kind: pa.DataType) -> str:
         "string": lambda t: is_text(t) or is_text(plain_type(t)),
     }
     return next((word for word, test in tests.items() if test(kind)), str(kind))
+
+
+def kind_of_field(field: pa.Field) -> str:
+    """`column_kind` of a column, also of periods that Arrow reads as integers, as pandas has not named them yet."""
+    return _PERIODS if _holds_periods(field) else column_kind(field.type)
+
+
+def check_periods(field: pa.Field) -> None:
+    """DataError where a column holds pandas' periods, whose numbers mean nothing without their unit."""
+    if _holds_periods(field):
+        raise DataError(
+            f"column {field.name!r} holds pandas' periods, of which Arrow has numbers alone; make moments of them "
+            "(.dt.to_timestamp()), or text (.astype(str))"
+        )
+
+
+def _holds_periods(field: pa.Field) -> bool:
+    own = (field.metadata or {}).get(b"ARROW:extension:name", b"")
+    return own == _PERIODS.encode() or _are_periods(field.type)
+
+
+def _are_periods(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == _PERIODS
 
 
 def _is_flat_list(kind: pa.DataType) -> bool:
@@ -230,7 +258,7 @@ def flat_schema(schema: pa.Schema) -> pa.Schema:
     fields: list[pa.Field] = []
     for entry in schema:
         if pa.types.is_struct(entry.type):
-            inner = pa.schema([pa.field(f"{entry.name}.{child.name}", child.type) for child in entry.type])
+            inner = pa.schema([child.with_name(f"{entry.name}.{child.name}") for child in entry.type])
             fields.extend(flat_schema(inner))
         else:
             fields.append(entry)

@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data.arrow_types import is_text
+from dfm.data.arrow_types import is_text, plain
+from dfm.data.interchange import exported_column
 from dfm.data.schema import SHORTEST, WIDENED
 from dfm.storage.arrays import read_only
 
@@ -32,6 +33,10 @@ _EXACT_WHOLE = float(1 << 24)
 """Up to here a float32 holds every whole number, which then is its own shortest text."""
 _LEAST, _MOST = 1e-12, 1e22
 """Between these, a decimal of nine digits is made of an integer and a power of ten that float64 holds exactly."""
+_TRUTHS = (bool, np.bool_)
+_DURATIONS = (datetime.timedelta, np.timedelta64)
+_MOMENTS = (datetime.datetime, datetime.date, datetime.time, np.datetime64, *_DURATIONS)
+"""Types for which Arrow takes numbers beside them, too; a moment of Python is also a date, and comes first."""
 _GAPS = ("NAType", "NaTType")
 """The types of pandas' missing values."""
 _POWERS = np.array([float(f"1e{exponent}") for exponent in range(23)])
@@ -159,6 +164,21 @@ def decimal_numbers(array: pa.Array, form: str) -> pa.Array:
     return array.cast(pa.float64(), safe=False) if form == WIDENED else array.cast(pa.string()).cast(pa.float64())
 
 
+def time_texts(array: pa.Array, form: str) -> pa.Array:
+    """Dates, moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC.
+
+    In the shortest form a moment at midnight is its day, for pandas keeps days as such moments.
+    """
+    if pa.types.is_date(array.type):
+        return array.cast(pa.string())
+    unit = array.type.unit
+    if pa.types.is_timestamp(array.type):
+        array = array.cast(pa.timestamp(unit))
+    texts = array.cast(pa.string())
+    texts = texts if unit == "s" else pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+    return texts if form == WIDENED else pc.replace_substring_regex(texts, " 00:00:00$", "")
+
+
 def is_plain(kind: pa.DataType) -> bool:
     """Whether Python has the same scalars: text, numbers and flags, also as dictionaries."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -215,21 +235,25 @@ def arrow_array(values: Any, are_numbers: bool = False) -> pa.Array | pa.Chunked
 
     Values that Arrow puts into no one type (a decimal beside a float, integers beyond 64 bits, numbers beside text) are
     put together as their text, which numeric columns read as numbers again. are_numbers: that is all they are wanted
-    for. The errors are those of `pyarrow.array`.
+    for, and true is 1. The errors are those of `pyarrow.array`.
     """
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "iloc"):
-        return pa.chunked_array(values)  # a column of polars, or of another library of Arrow
+        return exported_column(values)
     if isinstance(values, str | bytes):
         raise TypeError(f"{values!r} is one value")
     if hasattr(getattr(values, "dtype", None), "fill_value"):  # a sparse column of pandas, which Arrow does not know
         return pa.array(np.asarray(values), from_pandas=True)
+    if _is_objects(values):
+        values = _beside_moments(values)
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         if _is_objects(values) and any(map(_is_gap, values)):
             return arrow_array([None if _is_gap(value) else value for value in values], are_numbers)
+        if are_numbers and _is_objects(values) and any(isinstance(value, _TRUTHS) for value in values):
+            return arrow_array([int(value) if isinstance(value, _TRUTHS) else value for value in values], are_numbers)
         together = _weighted(values) or _texts(values)
         if together is None:
             raise
@@ -247,16 +271,43 @@ def _unmixed(array: pa.Array, values: Any, are_numbers: bool) -> pa.Array:
     as they are where the first of them comes before the first number, unless numbers are wanted.
     """
     if not are_numbers and (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)):
-        together = _texts(values) if any(isinstance(value, bool | np.bool_) for value in values) else None
+        together = _texts(values) if any(isinstance(value, _TRUTHS) for value in values) else None
         if together is not None:
             return pa.array(together)
     if pa.types.is_float64(array.type) and any(type(value) is np.float16 for value in values):
         return pa.array([float(str(value)) if type(value) is np.float16 else value for value in values])
     if pa.types.is_list(array.type) and pa.types.is_list(array.type.value_type):
         return _weighted(values) or array
-    if pa.types.is_date32(array.type) and any(isinstance(value, datetime.datetime) for value in values):
-        return pa.array(values, pa.timestamp("us"))
     return array
+
+
+def _beside_moments(values: Any) -> Any:
+    """The values, days beside moments as their midnights, and moments beside anything else as text: Arrow would take a
+    number for a moment, or cut the time of day off.
+    """
+    kinds = set(map(type, values))
+    is_flat = kinds.isdisjoint((list, tuple))
+    elements = (
+        values if is_flat else [each for row in values for each in (row if isinstance(row, list | tuple) else [row])]
+    )
+    kinds = kinds if is_flat else set(map(type, elements))
+    if len(kinds) < 2 or not any(issubclass(kind, _MOMENTS) for kind in kinds):
+        return values
+    present = {type(each) for each in elements if not _is_missing(each)}
+    families = {next((known for known in _MOMENTS if issubclass(kind, known)), kind) for kind in present}
+    if len(families) < 2:
+        return values
+    if is_flat and families == {datetime.datetime, datetime.date}:
+        return [_midnight(value) if type(value) is datetime.date else value for value in values]
+    return _texts(values) or values
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or _is_gap(value) or (isinstance(value, float | np.floating) and math.isnan(value))
+
+
+def _midnight(day: datetime.date) -> datetime.datetime:
+    return datetime.datetime.combine(day, datetime.time())
 
 
 def _is_objects(values: Any) -> bool:
@@ -276,7 +327,7 @@ def _weighted(values: Any) -> pa.Array | None:
 
 
 def _texts(values: Any) -> list[Any] | None:
-    """Text of every value or, in lists, of every element; None where one is no text, number, flag or moment."""
+    """Text of every value or, in lists, of every element; None where one is no scalar that has a text."""
     try:
         return [
             [value_text(element) for element in value] if isinstance(value, list | tuple) else value_text(value)
@@ -319,11 +370,13 @@ def _decimal_value_text(value: decimal.Decimal) -> str | None:
 
 
 _TEXTS: tuple[tuple[Any, Callable[[Any], str | None]], ...] = (
-    ((bool, np.bool_), lambda value: "true" if value else "false"),
+    (_TRUTHS, lambda value: "true" if value else "false"),
     (str, str),
+    (_DURATIONS, lambda value: _float_value_text(plain(pa.array([value]))[0].as_py())),
     ((int, np.integer), lambda value: f"{int(value)}"),
     (decimal.Decimal, _decimal_value_text),
     ((float, np.floating), _float_value_text),
     (np.datetime64, _moment_text),
+    (_MOMENTS, lambda value: str(time_texts(pa.array([value]), SHORTEST)[0])),
 )
 """The writers of scalars, by type."""

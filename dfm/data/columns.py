@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data import canonical, hashing
-from dfm.data.arrow_types import NOT_NUMERIC, is_text, plain, refusal
+from dfm.data.arrow_types import NOT_NUMERIC, check_periods, is_text, plain, refusal
 from dfm.data.derive import derive, without_missing
 from dfm.data.schema import SHORTEST, WIDENED, ResolvedSchema
 
@@ -20,10 +20,11 @@ Flags = NDArray[np.bool_]
 def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> tuple[pa.Array, Flags | None]:
     """A column of the data without texts that mean a missing value, or one that the schema derives.
 
-    Of a derived one, which rows hold text that is no moment, bool[n]; else None.
+    Of a derived one, which rows hold text that is no moment, bool[n]; else None. DataError where it holds periods.
     """
     derived = next((entry for entry in schema.derived if entry.name == name), None)
     if derived is None:
+        check_periods(data.schema.field(name))
         array = without_missing(data.column(name), schema.missing)
         return canonical.integer_texts(array) if name in schema.integers else array, None
     return derive(derived, {source: without_missing(data.column(source), schema.missing) for source in derived.columns})

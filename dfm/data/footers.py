@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dfm.data.arrow_types import column_kind, flat_schema
+from dfm.data.arrow_types import column_kind, flat_schema, kind_of_field
 from dfm.data.canonical import integer_text, is_integer
 from dfm.data.derive import derived_columns
 from dfm.data.parquet import HIVE_NULL, Shard, feature_schema, no_column, stored_schema
@@ -206,7 +206,7 @@ def columns_of(shards: Sequence[Shard], storage_options: Mapping[str, Any] | Non
     for shard, schema, written in zip(shards, schemas, stored, strict=True):
         there = Counter([*schema.names, *(name for name, _ in shard.partition if name not in schema.names)])
         names |= there
-        for name, kind in ((each.name, column_kind(each.type)) for each in _with_path(schema, shard)):
+        for name, kind in ((each.name, kind_of_field(each)) for each in _with_path(schema, shard)):
             kinds[name] = _agreed(name, kinds.get(name), (kind, shard))
             numbers.get(kind, {}).setdefault(name, shard.url)
         aside |= dict.fromkeys(_index_columns(written), "it is the index of the frame that was written")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import arrow_types, canonical
-from dfm.data.schema import SHORTEST, WIDENED
+from dfm.data.schema import SHORTEST
 from dfm.errors import DataError
 from dfm.storage.arrays import read_only
 from dfm.storage.xxhash import hash_bytes, xxh64, xxh64_of_words
@@ -184,7 +184,7 @@ def hash_category(array: pa.Array, column: str, hash_bits: int, form: str = SHOR
     if pa.types.is_decimal(kind):
         return hash_category(canonical.decimal_texts(array, form), column, hash_bits)
     if arrow_types.is_moment(kind):
-        return hash_texts(time_texts(array, form), seed, mask, missing)
+        return hash_texts(canonical.time_texts(array, form), seed, mask, missing)
     raise arrow_types.refusal(kind, column, arrow_types.NO_CATEGORY)
 
 
@@ -224,21 +224,6 @@ def dictionary_codes(array: pa.DictionaryArray) -> tuple[NDArray[np.uint16], NDA
 def small_codes(n_codes: int) -> NDArray[np.uint16]:
     """The codes from 0 on, uint16[n_codes]: what a table is whose entries are asked for by themselves."""
     return np.arange(n_codes, dtype=np.uint16)
-
-
-def time_texts(array: pa.Array, form: str) -> pa.Array:
-    """Dates, moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC.
-
-    In the shortest form a moment at midnight is its day, for pandas keeps days as such moments.
-    """
-    if pa.types.is_date(array.type):
-        return array.cast(pa.string())
-    unit = array.type.unit
-    if pa.types.is_timestamp(array.type):
-        array = array.cast(pa.timestamp(unit))
-    texts = array.cast(pa.string())
-    texts = texts if unit == "s" else pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
-    return texts if form == WIDENED else pc.replace_substring_regex(texts, " 00:00:00$", "")
 
 
 def gather_codes(table: NDArray[Any], codes: pa.Array) -> NDArray[Any]:

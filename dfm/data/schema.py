@@ -158,7 +158,7 @@ def infer(schema: Schema, kinds: Mapping[str, str]) -> Schema:
     listed = set(_match_all("lists", schema.lists, list(kinds)))
     free = [column for column in kinds if column not in {*_reserved(schema), *listed}]
     scalars = [column for column in free if kinds[column] in (*CATEGORY_KINDS, "float")]
-    numeric = [column for column in scalars if kinds[column] == "float" or _named(column, schema.transforms)]
+    numeric = [column for column in scalars if kinds[column] == "float" or is_named(column, schema.transforms)]
     return dataclasses.replace(
         schema,
         categorical=tuple(column for column in scalars if column not in numeric),
@@ -277,7 +277,8 @@ def _match(pattern: str, columns: Sequence[str]) -> list[str]:
     return [column for column in columns if fnmatch.fnmatchcase(column, pattern)]
 
 
-def _named(column: str, patterns: Iterable[str]) -> bool:
+def is_named(column: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the names, or of the patterns, is that of the column."""
     return any(column == pattern or fnmatch.fnmatchcase(column, pattern) for pattern in patterns)
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dfm.data.arrow_types import is_moment
-from dfm.data.canonical import value_text
+from dfm.data.canonical import time_texts, value_text
 from dfm.data.discovery import HIVE_NULL, FoundFile
-from dfm.data.hashing import time_texts
 from dfm.data.schema import SHORTEST
 from dfm.errors import DataError
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import arrow_types, canonical
-from dfm.data.hashing import time_texts
 from dfm.data.schema import SHORTEST
 from dfm.errors import DataError
 from dfm.storage.xxhash import xxh64
@@ -34,7 +33,7 @@ def texts_of(array: pa.Array, column: str) -> pa.Array:
     elif pa.types.is_decimal(kind):
         texts = canonical.decimal_texts(array, SHORTEST).dictionary_decode()
     elif arrow_types.is_moment(kind):
-        texts = time_texts(array, SHORTEST)
+        texts = canonical.time_texts(array, SHORTEST)
     else:
         try:
             texts = array.cast(pa.string())

@@ -50,7 +50,7 @@ from dfm.model.figures import plot_history
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import LossInfo, Objective
 from dfm.model.outputs import NUMPY, PREDICTION, check_output, handed_out
-from dfm.model.rows import arrived
+from dfm.model.rows import arrived, numeric_of
 from dfm.model.token_names import TokenNames
 from dfm.solvers.posterior import Draws, mean_scores
 from dfm.training.executor import Event
@@ -94,7 +94,8 @@ class BaseFactorizationMachine(Parametrised):
         """A table, or a checked matrix, to train on: with the columns of the last fit where training goes on."""
         if goes_on:
             return self._known_data(X)
-        return as_arrow(X) if is_table(X, self._table_options()) else self._validated(X, reset=True)
+        options = self._table_options()
+        return as_arrow(X, options.numeric) if is_table(X, options) else self._validated(X, reset=True)
 
     def _record_columns(self, n_columns: int, names: Sequence[str] | None) -> None:
         self.n_features_in_ = n_columns
@@ -133,7 +134,7 @@ class BaseFactorizationMachine(Parametrised):
         if not (is_columns(X) or is_arrow(X)) or not hasattr(self, "feature_names_in_"):
             return X
         names = list(self.feature_names_in_)
-        table = as_arrow(X)
+        table = as_arrow(X, names)
         if missing := [name for name in names if name not in table.column_names]:
             raise DataError(f"the rows lack column {missing[0]!r}; the fit needs {', '.join(names)}")
         return table.select(names)
@@ -400,8 +401,9 @@ class BaseFactorizationMachine(Parametrised):
             return self._names_of_columns(features, input_features)
         assert isinstance(features, TableFeatures)
         names = TokenNames(features.model(self._tables[0], self._objective_of_fit(), {}))
-        for batch in () if input_features is None else as_arrow(input_features).combine_chunks().to_batches():
-            names.add(batch)
+        if input_features is not None:
+            for batch in as_arrow(input_features, numeric_of(features.schema)).combine_chunks().to_batches():
+                names.add(batch)
         vocabulary, fields = features.vocabulary, [entry.name for entry in features.schema.fields]
         return np.array(
             [

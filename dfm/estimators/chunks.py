@@ -69,6 +69,7 @@ from dfm.estimators.labels import LabelEncoding, LabelSummary, check_classes, ch
 from dfm.estimators.notes import tell
 from dfm.estimators.scorers import Scorer
 from dfm.estimators.sources import Deal
+from dfm.model.rows import numeric_of
 from dfm.model.tokens import Tokens
 
 # --------------------------------------------------------------------------------------------- chunks ----
@@ -197,7 +198,7 @@ def _codes_and_weights(chunk: Chunk, labels: LabelEncoding) -> tuple[NDArray[np.
 
 def _chunk_table(data: Any, schema: ResolvedSchema) -> pa.Table:
     _check_columns(data, schema.columns)
-    return as_arrow(data)
+    return as_arrow(data, numeric_of(schema))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from dfm.data.columns import number_column
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.footers import Columns, resolve_told
 from dfm.data.hashed_rows import HashedRows, concatenate_rows
+from dfm.data.interchange import exported_table, speaks_arrow
 from dfm.data.matrices import (
     ColumnMoments,
     Scaling,
@@ -35,7 +36,7 @@ from dfm.data.matrices import (
 from dfm.data.number_sketches import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.partition import SparsePartition
 from dfm.data.row_lookup import RowLookup
-from dfm.data.schema import ResolvedSchema, Schema, check_once
+from dfm.data.schema import ResolvedSchema, Schema, check_once, is_named
 from dfm.data.scoring_rows import scoring_partition
 from dfm.data.transforms import RAW, SCALED, TRANSFORMS, NumberStatistics
 from dfm.data.vocabulary import (
@@ -53,7 +54,7 @@ from dfm.kernels.tables import ParameterTable
 from dfm.model.entries import bad_row
 from dfm.model.fm_model import FMModel, batches_of
 from dfm.model.objective import Objective
-from dfm.model.rows import arrived, speaks_arrow
+from dfm.model.rows import arrived, numeric_of
 
 FLOATS = (
     *("float16", "float32", "float64", "Float32", "Float64", "float", "double", "halffloat"),
@@ -241,7 +242,9 @@ class TableFeatures:
 
     def rows(self, data: Any) -> HashedRows:
         """The rows of a table, or of an array whose columns are in the order of the schema's."""
-        return encoded_rows(as_arrow(data), self.schema, self.vocabulary.hash_bits, self.statistics)
+        return encoded_rows(
+            as_arrow(data, numeric_of(self.schema)), self.schema, self.vocabulary.hash_bits, self.statistics
+        )
 
     def scoring(self, data: Any) -> SparsePartition:
         """The rows, for kernels that score."""
@@ -388,16 +391,19 @@ def names_of(data: Any) -> list[str] | None:
     return None
 
 
-def as_arrow(data: Any) -> pa.Table:
-    """A table in any of the accepted forms, as one of Arrow. SettingsError where two columns have one name."""
+def as_arrow(data: Any, numeric: Collection[str] = ()) -> pa.Table:
+    """A table in any of the accepted forms, as one of Arrow. numeric: columns that are wanted as numbers, or patterns
+    of such names. SettingsError where two columns have one name.
+    """
     if isinstance(data, pa.RecordBatch):
         return as_arrow(pa.Table.from_batches([data]))
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
         check_once(names)
-        batches = list(batches_of(_by_text(data), tuple(names)))
+        numbers = {name for name in names if is_named(name, numeric)}
+        batches = list(batches_of(_by_text(data), tuple(names), numbers))
         return flat(pa.Table.from_batches(batches)) if batches else pa.table({name: pa.nulls(0) for name in names})
-    table = data if isinstance(data, pa.Table) else pa.table(data)
+    table = data if isinstance(data, pa.Table) else exported_table(data)
     check_once(table.column_names)
     return without_views(flat(table))
 

@@ -342,7 +342,7 @@ class FMModel:
         """Publish the model as a folder at a path or URL; returns the sha256 (hex) of its parameters.
 
         golden: some raw rows; the first 4,096 of them are stored with their predictions, and every load checks that it
-        gives the same.
+        gives the same. DataError where they lack a column of the model's.
         """
         check_place(url, options)
         contents = {"parameters": ("safetensors", array_bytes(self._arrays()))}
@@ -370,7 +370,7 @@ class FMModel:
 
     def check_golden(self, rows: pa.Table) -> None:
         """ModelError where rows do not come back from Parquet with the predictions that they have now: every load of
-        a model with these golden rows would fail.
+        a model with these golden rows would fail. DataError where they lack a column.
         """
         data = golden_bytes(self, rows)
         if rows.num_rows and len(data) <= MOST_GOLDEN_BYTES:

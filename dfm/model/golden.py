@@ -16,6 +16,7 @@ from dfm.data.schema import SHORTEST, ResolvedSchema
 from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model.folder import shortened
 from dfm.model.manifest import MOST_GOLDEN_ROWS
+from dfm.model.rows import table_of
 
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
@@ -36,13 +37,13 @@ class Predictor(Protocol):
 def golden_bytes(model: Predictor, golden: Any) -> bytes:
     """The columns that a model reads of some rows, the first that fit, with their predictions, as Parquet.
 
-    SettingsError where they are no table of Arrow.
+    SettingsError where they are no table of Arrow, DataError where they lack a column.
     """
     if not isinstance(golden, pa.Table):
         raise SettingsError(
             f"golden rows are a {type(golden).__name__}; pass a pyarrow.Table (pyarrow.Table.from_pandas(frame))"
         )
-    golden = golden.slice(0, MOST_GOLDEN_ROWS).select(list(model.schema.columns))
+    golden = table_of(golden.slice(0, MOST_GOLDEN_ROWS), model.schema.columns)
     predictions = pa.array(model.predict(golden), pa.float32())
     sink = io.BytesIO()
     pq.write_table(golden.append_column(_golden_name(golden.column_names), predictions), sink)

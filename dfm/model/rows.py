@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from dfm.data.arrow_types import flat, root_of, without_views
 from dfm.data.canonical import arrow_array
+from dfm.data.interchange import exported_table, speaks_arrow
 from dfm.data.schema import ResolvedSchema, check_once
 from dfm.errors import DataError
 
@@ -120,10 +121,12 @@ def _is_scalar(value: Any) -> bool:
 
 
 def numeric_of(schema: ResolvedSchema) -> frozenset[str]:
-    """Columns of which a model makes numbers, and no categories."""
+    """Columns of which a model makes numbers, and no categories; crosses take what their columns are made."""
     numbers: set[str] = set()
     others: set[str] = set()
     for entry in schema.fields:
+        if entry.kind == "cross":
+            continue
         found = numbers if entry.kind in ("numeric", "vector") else others
         found.update(schema.sources(entry.columns))
     return frozenset(numbers - others)
@@ -131,18 +134,26 @@ def numeric_of(schema: ResolvedSchema) -> frozenset[str]:
 
 def batches_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = frozenset()) -> Iterator[pa.RecordBatch]:
     """The model's columns of a table in any of the accepted forms, in batches. numeric: see `numeric_of`."""
+    table = table_of(data, columns, numeric)
+    if table.num_rows <= _BATCH_ROWS:
+        table = table.combine_chunks()
+    yield from table.to_batches(_BATCH_ROWS)
+
+
+def table_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = frozenset()) -> pa.Table:
+    """The same in one table. DataError where one of them is not there."""
     _refuse_lazy(data)
     check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
     if isinstance(data, Mapping):
-        table = _table_of({column: data[column] for column in _stored_names(columns, data)}, numeric)
+        table = _of_columns({column: data[column] for column in _stored_names(columns, data)}, numeric)
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table):
         table = data
     elif hasattr(data, "iloc") and hasattr(data, "columns"):
-        table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))}, numeric)
+        table = _of_columns({column: data[column] for column in _stored_names(columns, list(data.columns))}, numeric)
     elif speaks_arrow(data):
-        table = _exported(data)
+        table = exported_table(data)
     else:
         raise DataError(
             f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, one of "
@@ -154,10 +165,7 @@ def batches_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = f
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise DataError(f"the rows lack column {missing[0]!r}, which the model needs; it needs {', '.join(columns)}")
-    table = without_views(table.select(list(columns)))
-    if table.num_rows <= _BATCH_ROWS:
-        table = table.combine_chunks()
-    yield from table.to_batches(_BATCH_ROWS)
+    return without_views(table.select(list(columns)))
 
 
 def _with_missing_structs(table: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -169,26 +177,13 @@ def _with_missing_structs(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     return table
 
 
-def speaks_arrow(data: Any) -> bool:
-    """Whether it hands out its rows by the PyCapsule interface of Arrow: polars, DuckDB and others do."""
-    return hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
-
-
 def arrived(data: Any) -> Any:
     """The data, read once where another library of Arrow holds them: a stream is gone then, and a query would run anew
     (and may order its rows otherwise) whenever it is asked. DataError where they are no table, or still to be computed.
     """
     _refuse_to_be_collected(data)
     is_read = isinstance(data, pa.Table | pa.RecordBatch) or hasattr(data, "iloc")
-    return data if is_read or not speaks_arrow(data) else _exported(data)
-
-
-def _exported(data: Any) -> pa.Table:
-    """The table of a frame of another library of Arrow."""
-    try:
-        return pa.table(data)
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"a {type(data).__name__} is no table ({error}); pass a frame with named columns") from error
+    return data if is_read or not speaks_arrow(data) else exported_table(data)
 
 
 def _refuse_lazy(data: Any) -> None:
@@ -214,7 +209,7 @@ def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]
     return list(dict.fromkeys(root for column in columns if (root := root_of(column, names)) is not None))
 
 
-def _table_of(columns: Mapping[str, Any], numeric: Collection[str]) -> pa.Table:
+def _of_columns(columns: Mapping[str, Any], numeric: Collection[str]) -> pa.Table:
     """Lists, arrays or pandas Series of one length as an Arrow table."""
     arrays = {}
     for column, values in columns.items():

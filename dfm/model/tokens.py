@@ -73,7 +73,7 @@ class Tokens:
 def _columns(entry: Field, values: Sequence[Any]) -> dict[str, pa.Array]:
     """Values of a field by its columns. DataError where they make no array."""
     if entry.kind != "cross":
-        return {entry.name: _array(entry.name, values)}
+        return {entry.name: _array(entry.name, values, entry.kind == "numeric")}
     for value in values:
         if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) != len(entry.columns):
             raise DataError(
@@ -82,9 +82,9 @@ def _columns(entry: Field, values: Sequence[Any]) -> dict[str, pa.Array]:
     return {name: _array(name, part) for name, part in zip(entry.columns, zip(*values, strict=True), strict=True)}
 
 
-def _array(column: str, values: Sequence[Any]) -> pa.Array:
+def _array(column: str, values: Sequence[Any], are_numbers: bool = False) -> pa.Array:
     try:
-        array = arrow_array(list(values))
+        array = arrow_array(list(values), are_numbers)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"values of {column!r} cannot be read ({error}); pass a list of values of one type") from error
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -127,6 +128,29 @@ def test_lists_of_more_than_categories_and_weights_become_no_feature_by_themselv
 def test_lists_of_lists_that_a_job_names_are_to_be_flattened():
     with pytest.raises(DataError, match=r"'items' holds lists of list<.*flatten it"):
         lists_of(pa.array([[["a"], ["b"]]]), "items", "")
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known to Arrow", "as pandas has not named it"])
+def test_periods_in_a_shard_of_pandas_are_left_out_or_refused_for_their_numbers_are_no_days(is_known, tmp_path):
+    """Arrow reads them as integers until pandas has registered their type, which is not undone in a process."""
+    days = pd.period_range("2026-11-01", periods=18, freq="D")
+    array = pa.array(days) if is_known else pa.array(days.astype("int64"))
+    named = None if is_known else {"ARROW:extension:name": "pandas.period", "ARROW:extension:metadata": '{"freq": "D"}'}
+    fields = [pa.field("label", pa.int64()), pa.field("day", array.type, metadata=named), pa.field("site", pa.string())]
+    table = pa.table([pa.array([0, 1] * 9), array, pa.array(["a", "b", "c"] * 6)], schema=pa.schema(fields))
+    pq.write_table(table, tmp_path / "part.parquet")
+    (shard,) = find_shards([str(tmp_path / "part.parquet")])
+    job = Job.from_dict({"data": {"train": shard.url}, "training": {"n_replicas": 1}})
+    assert [entry.name for entry in find_inputs(job).schema.fields] == ["site"]
+    assert "# left out: day: it holds pandas.period" in guess(shard.url)
+    (batch,) = read_unit(Unit(shard, 0, 18), ["day", "site"])
+    for role in ("categorical", "numeric", "lists"):
+        schema = resolve(Schema(**{role: ("day",)}), table.column_names)
+        for data in (batch.data, table.to_batches()[0]):
+            with pytest.raises(
+                DataError, match=r"column 'day' holds pandas' periods, .* \(.dt.to_timestamp\(\)\), or text"
+            ):
+                encode_batch(data, schema, BITS, {}, None)
 
 
 # --------------------------------------------------------------------------------------------- structs ----

@@ -15,6 +15,7 @@ import pytest
 
 from dfm import jobs
 from dfm.data.canonical import arrow_array
+from dfm.data.columns import parse_numbers
 from dfm.data.derive import FUNCTIONS, derive, parse
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.row_encoder import RowEncoder
@@ -413,5 +414,12 @@ def test_truths_among_numbers_are_the_same_in_every_order(values: Any, texts: li
     assert arrow_array(values[::-1]).to_pylist() == texts[::-1]
 
 
-def test_truths_among_numbers_stay_numbers_where_these_are_wanted() -> None:
-    assert arrow_array([0.5, True, None], are_numbers=True).to_pylist() == [0.5, 1.0, None]
+@pytest.mark.parametrize("values", [[0.5, True, None], [1, np.True_, None], ["2", True, None], [True, 1, math.nan]])
+def test_truths_among_numbers_stay_numbers_where_these_are_wanted(values: list[Any]) -> None:
+    expected = [None if value is None or value != value else float(value) for value in values]
+    for given, numbers in ((values, expected), (values[::-1], expected[::-1])):
+        parsed, present, unparsed = parse_numbers(arrow_array(given, are_numbers=True), "x")
+        assert [x if there else None for x, there in zip(parsed, present, strict=True) if x == x] == [
+            x for x, value in zip(numbers, given, strict=True) if value == value
+        ]
+        assert not unparsed.any()

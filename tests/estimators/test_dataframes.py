@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 
 import numpy as np
 import pyarrow as pa
@@ -112,6 +113,25 @@ def test_what_is_no_table_of_rows_is_told_in_words(fitted: FMClassifier) -> None
         fitted.predict(FRAME.lazy())
     with pytest.raises(ValueError, match=r"2-dimensional|2D array"):
         FMClassifier().fit(ROWS.to_pandas()["price"], CLICKED)
+
+
+def test_objects_in_a_column_of_polars_are_refused_for_they_come_as_addresses(fitted: FMClassifier) -> None:
+    ids = [uuid.UUID(int=number % 7) for number in range(600)]
+    objects = FRAME.with_columns(pl.Series("site", ids))
+    refused = r"column 'site' cannot be read.* holds Python objects \(polars' Object\)"
+    for X in (objects, {name: objects[name] for name in objects.columns}):
+        for use in (
+            lambda X: FMClassifier(n_epochs=1).fit(X, CLICKED),
+            lambda X: FMClassifier(n_epochs=1).fit(ROWS, CLICKED, eval_set=(X, CLICKED)),
+            lambda X: FMClassifier(n_epochs=1).partial_fit(X, CLICKED),
+            fitted.predict,
+            fitted.get_feature_names_out,
+        ):
+            with pytest.raises(DataError, match=refused):
+                use(X)
+    with pytest.raises(DataError, match="column 'user' cannot be read"):
+        FMRanker(n_epochs=1).fit(FRAME, CLICKED, pl.DataFrame({"user": ids}))
+    assert len(fitted.predict(objects.with_columns(pl.Series("site", list(map(str, ids)))))) == 600
 
 
 def test_predictions_come_in_the_form_that_is_asked_for(fitted: FMClassifier) -> None:

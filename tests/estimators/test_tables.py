@@ -167,6 +167,22 @@ def test_a_number_that_is_none_stops_the_fit_with_its_row():
         FMClassifier().fit(frame, CLICKED)
 
 
+def test_truths_among_the_numbers_of_a_column_are_numbers_in_every_call():
+    """Arrow takes no list in which they stand before or after whole numbers."""
+    values = RNG.integers(0, 3, 800)
+    mixed = [bool(value) if value < 2 else int(value) for value in values]
+    named = {"numeric": ("p*",), "categorical": ("site",), "n_epochs": 3}
+    numbers, given = ({"site": FRAME.site.tolist(), "price": column} for column in (values.tolist(), mixed))
+    fitted, same = (FMClassifier(**named).fit(data, CLICKED) for data in (numbers, given))
+    expected = fitted.decision_function(numbers)
+    for data in (given, pd.DataFrame({**given, "price": pd.Series(mixed, dtype=object)})):
+        for model in (fitted, same):
+            np.testing.assert_array_equal(model.decision_function(data), expected)
+            assert len(model.get_feature_names_out(data)) == len(model.get_feature_names_out(numbers))
+    matrix = FMRegressor(n_epochs=2).fit(pd.DataFrame({"price": values.astype(float)}), values)
+    np.testing.assert_array_equal(matrix.predict({"price": mixed}), matrix.predict({"price": values.tolist()}))
+
+
 def test_training_on_new_rows_keeps_the_categories_of_the_first():
     model = FMClassifier(n_factors=4)
     for _ in range(30):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 pl = pytest.importorskip("polars")
 duckdb = pytest.importorskip("duckdb")
 
+import dfm
 from dfm.errors import DataError, SettingsError
 from dfm.model.export import hashed_inputs
 from dfm.model.fm_model import FMModel
@@ -78,6 +80,53 @@ def test_what_has_no_rows_yet_or_lacks_columns_says_what_to_do(model: FMModel) -
         model.predict(pl.Series("zone", [1, 2]))
     with pytest.raises(DataError, match=r"cannot score a object: .*a relation of DuckDB"):
         model.predict(object())
+
+
+IDS = [uuid.UUID(int=number) for number in range(4)]
+OF_OBJECTS = pl.from_arrow(ROWS[:4]).with_columns(pl.Series("site", IDS), label=pl.lit(1))
+ITS_TEXT = OF_OBJECTS.with_columns(pl.Series("site", list(map(str, IDS))))
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda model, frame: model.predict(frame),
+        lambda model, frame: model.predict({name: frame[name] for name in frame.columns}),
+        lambda model, frame: model.explain(frame.head(1)),
+        lambda model, frame: dfm.evaluate(model, frame),
+        lambda model, frame: hashed_inputs(model, frame),
+    ],
+    ids=["frame", "dict of Series", "explain", "evaluate", "hashed_inputs"],
+)
+def test_objects_in_a_column_of_polars_are_refused_for_they_come_as_addresses(
+    model: FMModel, score: Callable[[FMModel, Any], Any]
+) -> None:
+    assert OF_OBJECTS["site"].dtype == pl.Object, "nobody asked for it"
+    with pytest.raises(DataError, match=r"column 'site' cannot be read.* holds Python objects \(polars' Object\)"):
+        score(model, OF_OBJECTS)
+    score(model, ITS_TEXT)
+
+
+@pytest.mark.parametrize("kind", [pl.Object, pl.List(pl.Object), pl.Struct({"a": pl.List(pl.Object)})], ids=str)
+def test_objects_within_a_type_are_seen_and_names_are_no_types(model: FMModel, kind: Any) -> None:
+    frame = OfStream(ROWS)
+    frame.schema = {"label": pl.Enum(["Object"]), "site": kind, "zone": pl.Struct({"Object": pl.Int64})}
+    with pytest.raises(DataError, match="column 'site' cannot be read: it holds Python objects"):
+        model.predict(frame)
+
+
+@pytest.mark.parametrize("kind", [pl.Int128, pl.List(pl.UInt128)], ids=str)
+def test_a_type_that_arrow_does_not_know_is_named_with_its_column(model: FMModel, kind: Any) -> None:
+    frame = pl.from_arrow(ROWS[:1])
+    frame = frame.with_columns(zone=pl.lit([1] if kind.is_nested() else 1, kind))
+    for given in (frame, {name: frame[name] for name in frame.columns}):
+        with pytest.raises(
+            DataError, match=r"column 'zone' cannot be read.* holds \S*Int128.*cast it, to Int64 or String"
+        ):
+            model.predict(given)
+    if kind == pl.Int128:
+        expected = model.predict(frame.with_columns(pl.col("zone").cast(pl.Int64)))
+        assert model.predict(frame.with_columns(pl.col("zone").cast(pl.String))).tolist() == expected.tolist()
 
 
 def test_predictions_come_in_the_form_that_is_asked_for(model: FMModel) -> None:

@@ -19,13 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dfm.data.arrow_types import flat
+from dfm.data.schema import Schema, resolve
 from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import FORMAT
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
 from tests import reference
-from tests.support.small_models import EVERY_KIND, HASH_BITS, PLAIN, make_model, random_table
+from tests.support.small_models import EVERY_KIND, HASH_BITS, PLAIN, make_model, model_of_schema, random_table
 
 
 @pytest.fixture(scope="module")
@@ -448,6 +450,25 @@ def test_of_many_golden_rows_the_first_are_kept(model: FMModel, rows: pa.Table, 
     model.save(str(tmp_path), golden=many)
     assert len(pq.read_table(file_of(tmp_path, "golden"))) == 4_096
     assert FMModel.load(str(tmp_path)).parameters_sha256() == model.parameters_sha256()
+
+
+def test_golden_rows_that_lack_a_column_are_refused_as_other_rows_are(
+    model: FMModel, rows: pa.Table, tmp_path: Path
+) -> None:
+    lacking = rows.drop(["zone"])
+    for use in (lambda: model.save(str(tmp_path / "model"), golden=lacking), lambda: model.check_golden(lacking)):
+        with pytest.raises(DataError, match="the rows lack column 'zone', which the model needs; it needs site, zone"):
+            use()
+    assert not (tmp_path / "model").exists()
+
+
+def test_golden_rows_may_hold_structs_as_other_rows_do(tmp_path: Path) -> None:
+    rows = pa.table({"user": [{"geo": {"cc": "de"}}, {"geo": {"cc": "fr"}}, None], "label": [0, 1, 1]})
+    schema = resolve(Schema(categorical=("user.geo.cc",)), flat(rows).column_names)
+    model = model_of_schema(schema, flat(rows))
+    model.check_golden(rows)
+    model.save(str(tmp_path), golden=rows)
+    assert FMModel.load(str(tmp_path)).predict(rows).tolist() == model.predict(rows).tolist()
 
 
 def test_golden_rows_that_are_no_table_are_refused_before_anything_is_written(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from dfm.data.canonical import value_text
 from dfm.data.schema import resolve
 from dfm.errors import DataError
 from dfm.model.export import hashed_inputs
@@ -155,6 +157,24 @@ def test_what_pandas_has_for_a_missing_moment_is_missing(gap: Any, zone: str | N
     assert [model.predict_one(row) for row in given] == model.predict(rows).tolist()
 
 
+@pytest.mark.parametrize("unit", ["D", "h"])
+def test_a_period_of_pandas_is_refused_in_a_frame_as_in_a_row_and_its_moment_is_the_day(unit: str) -> None:
+    days = pa.table({"day": pa.array(pd.date_range("2026-11-01", periods=3).date), "label": [0, 1, 1]})
+    model = model_of_schema(resolve(Schema(categorical=("day",)), days.column_names), days)
+    periods = pd.Series(pd.period_range("2026-11-01", periods=3, freq="D").asfreq(unit, "start"))
+    frame = pd.DataFrame({"day": periods})
+    for given in (frame, {"day": periods}, frame.astype("category"), pa.Table.from_pandas(frame)):
+        with pytest.raises(DataError, match="column 'day' holds pandas' periods, of which Arrow has numbers alone"):
+            model.predict(given)
+    for given in (frame.to_dict("records"), frame.iloc[0], frame.astype(object)):
+        with pytest.raises(DataError, match=r"column 'day' cannot be read .*Period"):
+            model.predict(given)
+    expected = model.predict(days).tolist()
+    assert model.predict({"day": periods.dt.to_timestamp()}).tolist() == expected
+    if unit == "D":
+        assert model.predict(frame.astype(str)).tolist() == expected
+
+
 def test_a_value_beside_a_list_is_refused(model: FMModel) -> None:
     with pytest.raises(DataError, match=r"column 'site' holds one value, 'web', and column 'zone' a list"):
         model.predict({**ROW, "site": "web", "zone": [4]})
@@ -189,6 +209,64 @@ def test_a_moment_of_numpy_in_a_row_keeps_its_unit() -> None:
     rows = pa.table({"day": pa.array(moments), "label": [0, 1]})
     model = model_of_schema(resolve(Schema(**fields), rows.column_names), rows)
     assert [model.predict_one({"day": moment}) for moment in moments] == model.predict(rows).tolist()
+
+
+@pytest.mark.parametrize("others", [[1], ["2", 1.5], [1, None]])
+@pytest.mark.parametrize("column", ["visits", "price", "age"])
+def test_a_truth_among_numbers_is_the_number_that_it_is_alone(column: str, others: list[Any]) -> None:
+    """Few rows and many take different ways."""
+    model = make_model(EVERY_KIND)
+    for values in ([True, *others], [*others, np.False_, True]):
+        rows = [{**ROW, column: value} for value in values]
+        expected = [model.predict_one(row) for row in rows]
+        for given in (rows, {name: [row[name] for row in rows] for name in ROW}, pd.DataFrame(rows, dtype=object)):
+            assert model.predict(given).tolist() == expected
+        assert model.predict(rows * 20).tolist() == expected * 20
+        assert model.weights(column, values).tolist() == [model.weights(column, [value])[0] for value in values]
+
+
+DAY, MOMENT = datetime.date(2026, 11, 3), datetime.datetime(2026, 11, 4, 5)
+AWARE = MOMENT.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=3)))
+MIXED = {
+    "days and moments": [DAY, MOMENT, datetime.datetime(2026, 11, 5), None],
+    "days and moments of pandas": [DAY, pd.Timestamp(2026, 11, 5), pd.NaT],
+    "days and moments with a zone": [DAY, AWARE, MOMENT],
+    "moments with and without a zone": [AWARE, MOMENT],
+    "days and integers": [DAY, 1, True],
+    "days and floats": [DAY, 1.5, float("nan")],
+    "days and gaps": [DAY, float("nan"), None, pd.NaT],
+    "days and text": [DAY, "2026-11-04", "a"],
+    "moments and integers": [MOMENT, 1, np.int64(7)],
+    "moments and text": [MOMENT, pd.Timestamp(2026, 11, 5), "2026-11-03"],
+    "moments of NumPy": [np.datetime64("2026-11-03"), DAY, MOMENT, 1],
+    "times of day": [datetime.time(5), 1, DAY],
+    "durations": [datetime.timedelta(seconds=3), 1, 2.5],
+}
+
+
+@pytest.mark.parametrize("values", MIXED.values(), ids=MIXED)
+def test_a_moment_beside_other_values_is_the_category_that_it_is_alone(values: list[Any]) -> None:
+    """Arrow takes 1 beside a day for the day 1970-01-02, and a moment for its day."""
+    texts = ["2026-11-03", "2026-11-04 05:00:00", "2026-11-04 02:00:00", "2026-11-05", "2026-11-04", "a", "1", "1.5"]
+    known = pa.table({"value": [*texts, "7", "true", "05:00:00", "3", "2.5", None], "label": [0, 1] * 7})
+    model = model_of_schema(resolve(Schema(categorical=("value",)), known.column_names), known)
+    expected = [model.predict_one({"value": value}) for value in values]
+    assert expected == [model.predict_one({"value": value_text(value)}) for value in values]
+    assert len({*expected}) == len({value_text(value) for value in values})
+    for given, wanted in ((values, expected), (values[::-1], expected[::-1])):
+        rows = [{"value": value} for value in given]
+        for form in (rows, {"value": given}, {"value": pd.Series(given, dtype=object)}, {"value": tuple(given)}):
+            assert model.predict(form).tolist() == wanted
+        assert model.predict(rows * 20).tolist() == wanted * 20
+
+
+def test_moments_beside_other_values_in_a_list_are_the_categories_that_they_are_alone() -> None:
+    known = pa.table({"tags": [["2026-11-03", "2026-11-04 05:00:00"], ["1", "a"]], "label": [0, 1]})
+    model = model_of_schema(resolve(Schema(lists=("tags",)), known.column_names), known)
+    for value, same in ((DAY, "2026-11-03"), (MOMENT, "2026-11-04 05:00:00")):
+        for beside in (1, MOMENT, "a"):
+            expected = model.predict([{"tags": [same, value_text(beside)]}, {"tags": [value_text(beside)]}]).tolist()
+            assert model.predict([{"tags": [value, beside]}, {"tags": [beside]}]).tolist() == expected
 
 
 def test_a_row_of_nothing_but_lists_is_a_row() -> None:
