@@ -1,7 +1,10 @@
-"""The version of dfm and the name that pip knows it by, for modules that may not import dfm itself."""
+"""The version of dfm, since when it is here, and the name that pip knows it by, for modules that may not import dfm."""
 
 import importlib.metadata
+import time
 
+BEGUN = time.time()
+"""When this process began to read dfm's source files, in seconds since 1970."""
 __version__ = "0.2.0"
 DISTRIBUTION = "dask-fm"
 

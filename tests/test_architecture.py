@@ -20,7 +20,8 @@ from dfm.kernels.optimizers import OPTIMIZERS
 
 PACKAGE = Path(dfm.__file__).parent
 FLOORS = [
-    {"errors", "version", "events", "compilation"},
+    {"errors", "version", "events"},
+    {"compilation"},
     {"storage"},
     {"pages"},
     {"settings"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numba
+import numpy as np
 import pytest
 from numba.core.compiler import Compiler
 
 from dfm import compilation
 from dfm.compilation import _Files, compiled
+from dfm.compilation.made_of import MadeOf
 from dfm.solvers.passes import collect, score_rows, take_values
 
 SCRIPT = """
@@ -184,8 +188,89 @@ def test_what_a_factory_made_is_found_again_by_what_it_closes_over(tmp_path) -> 
 
 def test_passes_of_exact_solvers_can_be_told() -> None:
     """Each of them would be compiled in every process if not."""
-    made = [score_rows(8), collect(3, True, 8), collect(0, True, 8), take_values(3, 8), take_values(0, 8)]
-    assert len({compilation._told(each.py_func) for each in made} - {None}) == 5
+    made = [MadeOf(each) for each in (score_rows(8), collect(3, True, 8), collect(0, True, 8), take_values(3, 8))]
+    assert all(each.is_all for each in made)
+    assert len({each.text for each in made}) == 4
+
+
+def _pairs() -> dict[str, tuple[Any, Any]]:
+    """Functions of one place that differ in one thing."""
+
+    def with_default(default):  # type: ignore[no-untyped-def]
+        inner = numba.njit(lambda x, y=default: x + y)
+        return numba.njit(lambda x: inner(x))
+
+    def over(value):  # type: ignore[no-untyped-def]
+        return numba.njit(lambda x: value(x) if callable(value) else x)
+
+    def order(first, second):  # type: ignore[no-untyped-def]
+        return numba.njit(lambda x: first(x) - second(x))
+
+    def plain(x):  # type: ignore[no-untyped-def]
+        return x
+
+    sine, cosine = numba.njit(lambda x: np.sin(x)), numba.njit(lambda x: np.cos(x))
+    careful, careless = (numba.njit(plain, error_model=model) for model in ("python", "numpy"))
+    return {
+        "a default": (with_default(1), with_default(2)),
+        "a name": (over(sine), over(cosine)),
+        "an order": (order(sine, cosine), order(cosine, sine)),
+        "an option": (over(careful), over(careless)),
+        "an own option": (careful, careless),
+        "a module": (over(math.sqrt), over(cmath.sqrt)),
+        "an array": (over(np.arange(3)), over(np.arange(4))),
+        "a type": (over(np.float32), over(np.float64)),
+        "a type of Numba's": (over(numba.float32), over(numba.int64)),
+    }
+
+
+@pytest.mark.parametrize("what", _pairs())
+def test_functions_that_differ_in_anything_are_told_apart(what: str) -> None:
+    first, second = (MadeOf(each) for each in _pairs()[what])
+    assert first.is_all
+    assert second.is_all
+    assert first.text != second.text
+    assert first.text == MadeOf(_pairs()[what][0]).text
+
+
+def test_what_cannot_be_told_is_left_to_numba() -> None:
+    class Local: ...
+
+    def over(value):  # type: ignore[no-untyped-def]
+        return numba.njit(lambda x: x if value else 0)
+
+    assert not MadeOf(over(Local)).is_all
+    assert not MadeOf(over(Local())).is_all
+
+
+def test_a_function_that_closes_over_itself_is_told() -> None:
+    @numba.njit
+    def countdown(x):  # type: ignore[no-untyped-def]
+        return countdown(x - 1) if x > 0 else x
+
+    assert MadeOf(countdown).is_all
+
+
+MARKS = """
+from dfm.averaging import merge
+from dfm.compilation.made_of import MadeOf
+from dfm.data import hashing, vocabulary
+from dfm.kernels import tables
+from dfm.solvers import passes, solving
+
+made = [passes.collect(3, True, 8), passes.take_values(3, 8), passes.score_rows(8), hashing._hash_texts, solving.solve]
+print([MadeOf(each).mark() for each in made])
+"""
+
+
+def test_marks_are_the_same_in_every_process() -> None:
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", MARKS], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
 
 
 class Package:
@@ -193,10 +278,15 @@ class Package:
 
     FILES: ClassVar = {
         "__init__.py": "",
-        "sizes.py": "import numpy as np\nFIVE = np.uint32(5)\n",
+        "sizes.py": "import numpy as np\nFIVE = np.uint32(5)\nPLACES = np.array([1, 2])\nONE = 1\n",
+        "middle.py": "from package.sizes import ONE\n",
+        "made.py": "import numba\nfrom package.sizes import ONE\ndef make(n):\n    return numba.njit(lambda x: x * n)\n"
+        "times_one = make(ONE)\n",
         "inner.py": "import numba\nTEN = 10\n@numba.njit\ndef inner(x):\n    return (x + 1) * TEN\n",
-        "outer.py": "from dfm.compilation import compiled\nfrom package import inner\nfrom package.sizes import FIVE\n"
-        "@compiled\ndef outer(x):\n    return inner.inner(x) * np.int64(FIVE)\nimport numpy as np\n",
+        "outer.py": "from dfm.compilation import compiled\nfrom package import inner, middle\n"
+        "from package.made import times_one\nfrom package.sizes import FIVE, PLACES\n"
+        "@compiled\ndef outer(x):\n"
+        "    return times_one(inner.inner(x)) * np.int64(FIVE) * PLACES[0] * middle.ONE\nimport numpy as np\n",
         "other.py": "",
     }
     PROGRAM = """
@@ -234,6 +324,8 @@ CHANGES = [
     ("inner.py", "x + 1", "x + 2", 150),
     ("inner.py", "TEN = 10", "TEN = 11", 110),
     ("sizes.py", "uint32(5)", "uint32(6)", 120),
+    ("sizes.py", "[1, 2]", "[3, 2]", 300),
+    ("sizes.py", "ONE = 1", "ONE = 2", 400),
 ]
 
 

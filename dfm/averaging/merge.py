@@ -437,7 +437,7 @@ def _finish_vectors(plain: bool) -> Any:
             shared, per_row = _quotient(weights, of_numbers, position), _quotient(accumulators, of_numbers, position)
             if columns.n_states > 1:
                 shared += weights.history * records[row, columns.state + 1] + weights.growth * of_numbers[position, 2]
-            if plain:  # no choice of functions outside: code of a function that has one is not found on disk again
+            if plain:
                 _finish_plain_lanes(vectors, of_vectors, (shared, per_row), numbers, row, position)
             else:
                 _finish_lanes(vectors, of_vectors, (shared, per_row), numbers, drift, row, position)

@@ -500,6 +500,8 @@ class TrainingLoop:
         """
         if self.renewer is None or self._submitted - self._cut_at < _LONGEST_LINEAGE:
             return
+        if self.checkpoint_every == "epoch" and self.at.round + self.executor.under_way < self.n_rounds:
+            return  # no checkpoint is of now: at the end of the epoch one will be
         self._settle(0)
         self._cut_at = self._submitted
         best = self.best.blocks if self.best else ()

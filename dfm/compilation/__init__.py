@@ -2,11 +2,11 @@
 
 Numba's own cache numbers its files: two processes that compile different signatures of one function at the same time
 both take the next number, and the index of one may then name the machine code of the other. Workers do start together.
-Here a file is named by what is in it, and what one process compiles the others wait for. What a factory made is told by
-what it closes over, in words: Numba's key pickles the functions among it, and those differ in every process, so that it
-would never be found again. Kernels of which that cannot be told give a key of their own. And a file is found only while
-all source files that its code was made of say the same, where Numba looks at the first of them: an upgrade may change
-what a function calls and not the function. A process that is older than such a change keeps and finds nothing.
+Here a file is named by all that its code was made of (`made_of`), and what one process compiles the others wait for.
+Numba looks at the source file of the function alone, where an upgrade may change what it calls; and of what a factory
+made it pickles what that closes over, which differs in every process if there are functions among it, so that it would
+never be found again. Kernels of which that cannot be told give a key of their own. A process that is older than a
+change of its sources keeps and finds nothing.
 
 Numba numbers the functions, too, that it compiles, and the number is all that keeps apart the symbols of two that one
 factory made for the same types. Two processes that compile different kernels give them the same number, forks of one
@@ -22,21 +22,17 @@ too, so that it is found; the same image then gives the same bytes on nodes of s
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import hashlib
 import json
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite.binding import get_host_cpu_features
 from numba.core import typed_passes, untyped_passes
 from numba.core.bytecode import FunctionIdentity
@@ -44,6 +40,8 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+
+from dfm.compilation.made_of import MadeOf
 
 BUILT = "DFM_KERNELS"
 TARGET = "target.json"
@@ -138,126 +136,6 @@ def _is_taken(fcntl: Any, descriptor: int) -> bool:
     return False
 
 
-@functools.cache
-def _stamp(path: str) -> str:
-    """The mark of a source file: its contents, for the times of files change on the way through an image."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
-
-
-_BEGUN = time.time()
-"""When this process began to import, in seconds since 1970: what changes on disk from then on, it may not run."""
-
-
-class _Reach:
-    """All that the code of a function is made of: the source files of its package that it and what it calls are
-    written in, this one, and the numbers and texts that are global there, which may come from any file.
-    """
-
-    def __init__(self, function: FunctionType) -> None:
-        self._package = function.__module__.partition(".")[0]
-        self._seen: set[int] = set()
-        self.files, self.constants = {__file__, function.__code__.co_filename}, set[str]()
-        self._follow(function)
-
-    def stamp(self) -> str:
-        """A mark of all of it, or "" where the function has no file."""
-        marks = sorted(_stamp(path) for path in self.files)
-        return "" if "" in marks else hashlib.sha256(repr([marks, sorted(self.constants)]).encode()).hexdigest()
-
-    def has_changed(self) -> bool:
-        """Whether a file may be another than this process runs: it was written, linked or moved there since."""
-        for path in self.files:
-            with contextlib.suppress(OSError):
-                if os.stat(path).st_ctime > _BEGUN:
-                    return True
-        return False
-
-    def _follow(self, function: FunctionType) -> None:
-        names = set(_names(function.__code__))
-        for name in names & function.__globals__.keys():
-            value = function.__globals__[name]
-            if (text := _plain(value)) is not None:
-                self.constants.add(f"{name} {text}")
-            self._look_at(value, names)
-        for value in _closed_over(function):
-            self._look_at(value, names)
-
-    def _look_at(self, value: Any, names: set[str]) -> None:
-        if id(value) in self._seen:
-            return
-        self._seen.add(id(value))
-        if isinstance(value, ModuleType):
-            if self._is_ours(value.__name__):
-                self._add(value.__name__)
-                for name in names & vars(value).keys():
-                    self._look_at(vars(value)[name], names)
-        elif isinstance(value, tuple | list):
-            for each in value:
-                self._look_at(each, names)
-        else:
-            function = _python_of(value)
-            module = getattr(function, "__module__", None)
-            if isinstance(module, str) and self._is_ours(module):
-                self._add(module)
-                if isinstance(function, FunctionType):
-                    self._follow(function)
-
-    def _is_ours(self, module: str) -> bool:
-        return module.partition(".")[0] == self._package
-
-    def _add(self, module: str) -> None:
-        if path := getattr(sys.modules.get(module), "__file__", None):
-            self.files.add(path)
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The global names and attributes that a function's code asks for, with what is written within it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _closed_over(function: FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not filled yet
-            yield cell.cell_contents
-
-
-def _python_of(value: Any) -> Any:
-    """The Python function of a jitted one or an intrinsic; anything else itself."""
-    return getattr(value, "py_func", None) or getattr(value, "_defn", value)
-
-
-def _plain(value: object) -> str | None:
-    """A text of a number, a text or a tuple of such, the same in every process; None of anything else."""
-    if type(value) is tuple:
-        parts = [_plain(each) for each in value]
-        return None if None in parts else f"({', '.join(map(str, parts))})"
-    if value is None or isinstance(value, bool | int | float | str | bytes | np.generic):
-        return f"{type(value).__name__} {value!r}"
-    return None
-
-
-def _told(function: FunctionType) -> str | None:
-    """Which function it is and what it closes over, the same in every process; None where that cannot be told.
-
-    It stands beside a stamp: what the source files say is known.
-    """
-    code, package = function.__code__, function.__module__.partition(".")[0]
-    texts: list[str | None] = [function.__qualname__, str(code.co_firstlineno), code.co_code.hex()]
-    texts += [_plain(constant) or "" for constant in code.co_consts]
-    for value in _closed_over(function):
-        inner = _python_of(value)
-        if isinstance(inner, FunctionType) and inner.__module__.partition(".")[0] == package:
-            texts.append(_told(inner))
-        elif isinstance(value, type | np.ufunc | BuiltinFunctionType):
-            texts.append(repr(value))
-        else:
-            texts.append(_plain(value))
-    return None if None in texts else repr(texts)
-
-
 @contextlib.contextmanager
 def _without_collections() -> Iterator[None]:
     """No search for unreachable objects in the block: compiling makes millions that stay, and searching them again and
@@ -275,27 +153,28 @@ def _without_collections() -> Iterator[None]:
 class _DiskCache(FunctionCache):
     """Numba's cache of one function, with our files and, where one is given, our key."""
 
-    def __init__(self, function: Any, key: str) -> None:
-        super().__init__(function)
-        self._key = key
-        self._is_stamped = False
+    def __init__(self, dispatcher: Any, key: str) -> None:
+        super().__init__(dispatcher.py_func)
+        self._dispatcher, self._key = dispatcher, key
+        self._built: _Files | None = None
+        self._is_named = False
         self._locks = contextlib.ExitStack()
 
     def _name_files(self) -> None:
         """Now that the function is called, all that it calls is defined."""
-        reach = _Reach(self._py_func)
-        if reach.has_changed():
-            self.disable()  # the code of this process is not that of the files
-        self._key = self._key or _told(self._py_func) or ""
-        stamp = reach.stamp() or self._impl.locator.get_source_stamp()
-        self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
+        made_of = MadeOf(self._dispatcher)
+        mark = made_of.mark(__file__)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, mark)
         built = os.path.join(os.environ.get(BUILT) or os.devnull, os.path.basename(self._cache_path))
-        self._built = _Files(built, self._impl.filename_base, stamp) if os.path.isdir(built) else None
-        self._is_stamped = True
+        self._built = _Files(built, self._impl.filename_base, mark) if os.path.isdir(built) else None
+        self._key = self._key or ("told by its mark" if made_of.is_all else "")
+        self._is_named = True
+        if made_of.has_changed():
+            self.disable()  # the code of this process may not be that of the files
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The code that is kept, once a process that is making it has; or None, and others wait until `let_go`."""
-        if not self._is_stamped:
+        if not self._is_named:
             self._name_files()
         found = super().load_overload(signature, target)
         if found is None and self._enabled:
@@ -311,8 +190,10 @@ class _DiskCache(FunctionCache):
         self._locks.close()
 
     def _load_overload(self, signature: Any, target: Any) -> Any:
-        if self._built is not None and (data := self._built.load(self._index_key(signature, target.codegen()))):
-            return self._impl.rebuild(target, data)
+        if self._enabled and self._built is not None:
+            data = self._built.load(self._index_key(signature, target.codegen()))
+            if data is not None:
+                return self._impl.rebuild(target, data)
         return super()._load_overload(signature, target)
 
     def _index_key(self, signature: Any, codegen: Any) -> Any:
@@ -326,7 +207,7 @@ def keep_on_disk(dispatcher: Any, key: str = "") -> None:
     if numba.config.DISABLE_JIT:
         return
     try:
-        cache = _DiskCache(dispatcher.py_func, key)
+        cache = _DiskCache(dispatcher, key)
     except RuntimeError:
         return  # no folder can be written to: then every process compiles
     compile_here, dispatcher._cache = dispatcher.compile, cache
