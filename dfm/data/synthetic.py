@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -164,7 +165,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class _Shard:
-    path: Path
+    name: str
     seed: int
     bias: float
     first_row: int
@@ -204,25 +205,27 @@ def generate(
     names = _day_names(first_day, days)
     root = Path(directory)
     bias = _calibrate(seed)
-    shards = _plan(root, names, _Shard(root, seed, bias, 0, rows), shards_per_day)
-    ledger = _prepare(root, [shard.path for shard in shards], overwrite)
+    shards = _plan(names, _Shard("", seed, bias, 0, rows), shards_per_day)
+    ledger, claim = _prepare(root, [shard.name for shard in shards], overwrite)
     truths = []
     done = 0
-    with ledger.tidied(), mapping(min(processes, len(shards))) as map_shards:
-        outcomes = map_shards(_write_shard, shards)
-        for name in names:
-            scored = []
-            for outcome in islice(outcomes, shards_per_day):
-                scored.append(outcome)
-                done += len(outcome.clicked)
-                if progress is not None:
-                    progress(done)
-            truths.append(_day_truth(name, scored))
-            files.write_bytes(str(_folder(root, name) / DONE), b"")
-    ledger.check_written([TRUTH_FILE])
-    truth = Truth(seed, rows, bias, tuple(truths))
-    files.write_bytes(str(root / TRUTH_FILE), (to_json(asdict(truth), indent=2) + "\n").encode())
-    ledger.settle()
+    with ledger.tidied():
+        with mapping(min(processes, len(shards))) as map_shards:
+            outcomes = map_shards(partial(_write_shard, str(root), claim), shards)
+            for name in names:
+                scored = []
+                for outcome in islice(outcomes, shards_per_day):
+                    scored.append(outcome)
+                    done += len(outcome.clicked)
+                    if progress is not None:
+                        progress(done)
+                truths.append(_day_truth(name, scored))
+                with ledger.writing(f"{_folder(name)}/{DONE}", claim):
+                    pass
+        ledger.check_written([TRUTH_FILE])
+        truth = Truth(seed, rows, bias, tuple(truths))
+        files.write_bytes(str(root / TRUTH_FILE), (to_json(asdict(truth), indent=2) + "\n").encode())
+        ledger.settle()
     return truth
 
 
@@ -265,12 +268,14 @@ def _day_names(first_day: str, days: int) -> list[str]:
     return [str(first + timedelta(days=number)) for number in range(days)]
 
 
-def _folder(root: Path, day: str) -> Path:
-    return root / f"day={day}"
+def _folder(day: str) -> str:
+    return f"day={day}"
 
 
-def _prepare(root: Path, shards: list[Path], overwrite: bool) -> Ledger:
-    """Make room for a log: an earlier one of dfm goes. DataError where others' files lie among its days."""
+def _prepare(root: Path, shards: list[str], overwrite: bool) -> tuple[Ledger, str]:
+    """Make room for a log of shards of these names; the mark of their claim. An earlier one of dfm goes; DataError
+    where others' files lie among its days.
+    """
     ledger = Ledger(str(root), SYNTHETIC)
     earlier = sorted(root.glob("day=*"))
     if earlier and not overwrite:
@@ -282,22 +287,22 @@ def _prepare(root: Path, shards: list[Path], overwrite: bool) -> Ledger:
     foreign = sorted(path for path in found if path not in own and not path.name.startswith("."))
     if foreign:
         raise DataError(f"{foreign[0]} lies among the log and was not made by dfm; choose another folder")
-    ledger.check([TRUTH_FILE])
+    markers = {f"{name.partition('/')[0]}/{DONE}" for name in shards}
+    # First: whoever is still at work there puts nothing more in place.
+    claim = ledger.claim([*shards, *sorted(markers), TRUTH_FILE])
     # truth.json goes first: a log without it is known to be incomplete.
     ledger.remove([TRUTH_FILE])
     ledger.remove()
-    markers = {path.parent / DONE for path in shards}
-    ledger.claim([*(path.relative_to(root).as_posix() for path in [*shards, *sorted(markers)]), TRUTH_FILE])
-    return ledger
+    return ledger, claim
 
 
-def _plan(root: Path, names: list[str], log: _Shard, shards_per_day: int) -> list[_Shard]:
+def _plan(names: list[str], log: _Shard, shards_per_day: int) -> list[_Shard]:
     """Cut the log's rows into equal shards, in time order."""
     n_shards = len(names) * shards_per_day
     edges = [log.rows * number // n_shards for number in range(n_shards + 1)]
     return [
         _Shard(
-            _folder(root, names[number // shards_per_day]) / f"part-{number % shards_per_day:05d}.parquet",
+            f"{_folder(names[number // shards_per_day])}/part-{number % shards_per_day:05d}.parquet",
             log.seed,
             log.bias,
             edges[number],
@@ -340,11 +345,14 @@ def _exact_auc(scores: NDArray[np.float32], clicked: NDArray[np.bool_]) -> float
 # --- Shards ---
 
 
-def _write_shard(shard: _Shard) -> _Scored:
-    """Write one shard, row group by row group, under a temporary name until it is complete."""
+def _write_shard(root: str, claim: str, shard: _Shard) -> _Scored:
+    """Write one shard, row group by row group, under a temporary name until it is complete. StorageError where another
+    log has been begun in the folder since.
+    """
+    ledger = Ledger(root, SYNTHETIC)
     # An Arrow schema stored in the file would make readers see dictionaries instead of plain strings.
     with (
-        files.writing(str(shard.path)) as unfinished,
+        ledger.writing(shard.name, claim) as unfinished,
         pq.ParquetWriter(
             unfinished,
             SCHEMA,

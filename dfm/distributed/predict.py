@@ -45,6 +45,14 @@ class Predicted:
         return Predicted(self.account + other.account, both_sights(self.sights, other.sights))
 
 
+@dataclass(frozen=True)
+class Part:
+    """A file to write, and the mark of the claim by which it may take its place."""
+
+    name: str
+    claim: str
+
+
 def ledger_of(output: str, options: Mapping[str, Any] | None) -> ownership.Ledger:
     """The files that predictions into a folder made there."""
     return ownership.Ledger(output, ownership.PREDICTIONS, options)
@@ -66,34 +74,35 @@ def predict_shards(
     scoring = replace(scoring, kept=kept_columns(shards, scoring.keep, options))
     ledger = ledger_of(scoring.output, options)
     tasks = plan_reading(shards)
-    names, earlier = _claimed_parts(ledger, len(tasks), overwrite)
-    scoring, placed = placed_model(watch, scoring)
-    arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, names
-    futures = watch.client.map(predict_shard, *arguments, pure=False)
-    follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
-    predicted = sum(watch.client.gather(futures), Predicted(RowAccount()))
-    account = predicted.account
-    _check_predicted(ledger, account, names)
-    ledger.check_written([DONE])
-    ledger.remove(earlier)
-    summary = {
-        "rows": account.read,
-        "predicted": account.accepted,
-        "rejected": account.by_reason(),
-        "parts": len(tasks),
-    }
-    files.write_bytes(files.join(scoring.output, DONE), to_json(summary).encode(), options)
-    ledger.settle()
+    parts, earlier = _claimed_parts(ledger, len(tasks), overwrite)
+    with ledger.giving_way():
+        scoring, placed = placed_model(watch, scoring)
+        futures = watch.client.map(
+            predict_shard, [scoring] * len(tasks), [placed] * len(tasks), tasks, parts, pure=False
+        )
+        follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
+        predicted = sum(watch.client.gather(futures), Predicted(RowAccount()))
+        _check_predicted(ledger, predicted.account)
+        ledger.check_written([DONE])
+        ledger.remove(earlier)
+        files.write_bytes(files.join(scoring.output, DONE), _summary(predicted.account, len(tasks)), options)
+        ledger.settle()
     return predicted
 
 
-def _check_predicted(ledger: ownership.Ledger, account: RowAccount, parts: Sequence[str]) -> None:
+def _check_predicted(ledger: ownership.Ledger, account: RowAccount) -> None:
     """DataError where every row was bad; the new parts, which hold nothing but nulls, are removed."""
     try:
         account.check_any("predict", "")
     except DataError:
-        ledger.withdraw(parts)
+        ledger.withdraw()
         raise
+
+
+def _summary(account: RowAccount, n_parts: int) -> bytes:
+    """The contents of `_SUCCESS`."""
+    rows = {"rows": account.read, "predicted": account.accepted, "rejected": account.by_reason()}
+    return to_json({**rows, "parts": n_parts}).encode()
 
 
 def _check_reach(client: Client, output: str) -> None:
@@ -104,8 +113,8 @@ def _check_reach(client: Client, output: str) -> None:
         )
 
 
-def _claimed_parts(ledger: ownership.Ledger, n_parts: int, overwrite: Overwrite) -> tuple[list[str], list[str]]:
-    """Names of the parts to write, under which nothing lies yet, and those of an earlier prediction."""
+def _claimed_parts(ledger: ownership.Ledger, n_parts: int, overwrite: Overwrite) -> tuple[list[Part], list[str]]:
+    """The parts to write, under whose names nothing lies yet, and the names of those of an earlier prediction."""
     own, foreign = ledger.own(), ledger.foreign()
     found = [*foreign, *own]
     if found and overwrite == "nothing":
@@ -115,11 +124,13 @@ def _claimed_parts(ledger: ownership.Ledger, n_parts: int, overwrite: Overwrite)
             f"{ledger.folder} holds {foreign[0]}, which no earlier prediction of dfm made; choose another folder, or "
             "allow to write beside it (--overwrite, overwrite=True): it stays there"
         )
-    suffix = f"-{uuid.uuid4().hex[:8]}" if found else ""
+    # Of an unsettled prediction nothing may be there yet, but its tasks may be about to put it there.
+    suffix = f"-{uuid.uuid4().hex[:8]}" if found or not ledger.is_settled() else ""
     names = [f"part-{number:05d}{suffix}.parquet" for number in range(n_parts)]
-    ledger.claim([*names, DONE])
+    claim = ledger.claim([*names, DONE])
     ledger.remove([DONE])
-    return names, [name for name in own if name != DONE]
+    # Only now, as until the claim an earlier prediction that is still at work put parts in place.
+    return [Part(name, claim) for name in names], sorted({*ledger.own()} - {*names, DONE})
 
 
 def kept_columns(
@@ -172,13 +183,16 @@ def _agreed(known: tuple[pa.Field, Shard] | None, column: pa.Field, shard: Shard
     return known if merged.type == before.type else (merged, shard)
 
 
-def predict_shard(scoring: Scoring, placed: Edition | FMModel, units: Sequence[Unit], name: str) -> Predicted:
-    """Write the predictions of some rows as the file `name`, batch by batch."""
+def predict_shard(scoring: Scoring, placed: Edition | FMModel, units: Sequence[Unit], part: Part) -> Predicted:
+    """Write the predictions of some rows as a part, batch by batch. StorageError where another prediction has begun in
+    the folder since: nothing takes its place there.
+    """
     model, found = loaded_model(scoring, placed), Predicted(RowAccount())
     options = scoring.storage_options
     written = scoring.kept.append(pa.field(PREDICTION, pa.float32()))
+    ledger = ledger_of(scoring.output, options)
     with (
-        files.writing(files.join(scoring.output, name), options) as stream,
+        ledger.writing(part.name, part.claim) as stream,
         pq.ParquetWriter(stream, written, compression="zstd") as writer,
     ):
         for unit in units:

@@ -241,9 +241,10 @@ def export(
     contents = parquet_file(model, names) if kind == "parquet" else FORMATS[kind](model)
     urls = [files.join(directory, file) for file in contents]
     ledger = ownership.Ledger(directory, "exports", options)
-    ledger.claim(contents)
-    for url, data in zip(urls, contents.values(), strict=True):
-        files.write_bytes(url, data, options)
+    claim = ledger.claim(contents)
+    for name, data in contents.items():
+        with ledger.writing(name, claim) as stream:
+            stream.write(data)
     if kind == "onnx" and DATA_NAME not in contents:
         ledger.remove([DATA_NAME])  # that of an earlier, larger model
     ledger.settle()

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from dfm.errors import DfmError, RunCancelled, SettingsError, SupersededError
 from dfm.events import is_passing, json_ready, line_of
+from dfm.model.folder import read_manifest
 from dfm.runs import lifecycle, termination
 from dfm.runs.record import (
     EVENTS,
@@ -55,8 +56,10 @@ class RunLog:
 
     A thread rewrites the record every few seconds, as long as the process lives. A request to cancel makes the next
     `on_event` raise RunCancelled; another run that took the place of this one, and has published, SupersededError. At
-    the event "publishing" that is asked once more: nothing replaces the model of that run. The state is "starting"
-    until the driver has a cluster to train on. The block's end decides it: "finished" after an event "saved" or "done",
+    the event "publishing" that is asked once more: nothing replaces the model of that run. Where both publish at the
+    same moment the record is of the run whose model lies there, and the block of the other one ends with a
+    SupersededError. The state is "starting" until the driver has a cluster to train on. The block's end decides it:
+    "finished" after an event "saved" or "done",
     whatever came after it; else "interrupted" after Ctrl-C, "cancelled" after RunCancelled, "failed" after any other
     error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
 
@@ -118,6 +121,8 @@ class RunLog:
         self._clear_request()
         if self._record.state == "cancelled" and isinstance(error, KeyboardInterrupt):
             raise RunCancelled(self._cancellation()) from error
+        if error is None and self._published_by and self._publisher() == self._published_by:
+            raise SupersededError(self._supersession())
 
     def _clear_request(self) -> None:
         """A request that was obeyed is not there for the next run; a driver that starts again has to find it."""
@@ -137,12 +142,15 @@ class RunLog:
         if event["event"] in PUBLISHED:
             return
         if self._published_by:
-            raise SupersededError(
-                f"run {self._published_by} has taken the place of run {self._record.run_id} in {self._directory}, and "
-                "its model is published and stays: two runs share one output.directory. Give each its own"
-            )
+            raise SupersededError(self._supersession())
         if self._cancelled:
             raise RunCancelled(self._cancellation())
+
+    def _supersession(self) -> str:
+        return (
+            f"run {self._published_by} has taken the place of run {self._record.run_id} in {self._directory}, and "
+            "its model is published and stays: two runs share one output.directory. Give each its own"
+        )
 
     def _cancellation(self) -> str:
         return (
@@ -231,7 +239,8 @@ class RunLog:
         """Whether another run has taken the place of this one: its record and its events are not to be replaced, nor
         is a request to cancel it to be taken away.
 
-        While that one trains, both go on: it may fail, and their checkpoints tell which of them ends.
+        While that one trains, both go on: it may fail, and their checkpoints tell which of them ends. Where both have
+        published, it is the one whose model was replaced.
         """
         if not self._is_there:
             return False
@@ -241,6 +250,9 @@ class RunLog:
             self._complain(error)
             return bool(self._superseded_by)
         if found is not None and found.run_id != self._record.run_id:
+            if found.model and self._publisher() == self._record.run_id:
+                self._superseded_by, self._published_by, self._unwritten = "", "", True
+                return False
             if not self._superseded_by:
                 logger.warning(
                     "run %s has taken the place of run %s in %s, whose record ends here",
@@ -248,6 +260,16 @@ class RunLog:
                 )
             self._superseded_by, self._published_by = found.run_id, found.run_id if found.model else ""
         return bool(self._superseded_by)
+
+    def _publisher(self) -> str:
+        """The run whose model lies where this one has published its own; empty before that, and where none can tell."""
+        if not self._record.model:
+            return ""
+        try:
+            manifest = read_manifest(self._record.model, self._options)
+        except (DfmError, OSError):
+            return ""
+        return str(manifest.get("metadata", {}).get("run_id", ""))
 
     def _complain(self, error: BaseException) -> None:
         """Once for every time that the store goes away."""

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from fsspec import AbstractFileSystem
 
@@ -133,7 +133,8 @@ class Ledger:
 
     Names are claimed before their files are written, so that those of a killed run are known too; sizes follow. A file
     of another size was put in the place of dfm's, and is not dfm's. Of two runs that write the same files at the same
-    time the first to claim cannot settle.
+    time the first to claim puts no more of its own in place (`writing`), takes away what is not the other's
+    (`giving_way`) and cannot settle.
     """
 
     def __init__(self, folder: str, kind: str, options: files.Options = None) -> None:
@@ -206,7 +207,7 @@ class Ledger:
             raise SettingsError(_refusal(files.join(self.folder, min(foreign))))
 
     def claim(self, names: Collection[str]) -> str:
-        """Note the names of files before they are written; returns the mark of the claim, for `check_claim`.
+        """Note the names of files before they are written; returns the mark of the claim, for `writing`.
         SettingsError where one is there and not dfm's.
 
         Who claimed one of these names before, and has not settled, cannot do so any more; nor can who claimed others so
@@ -230,6 +231,15 @@ class Ledger:
         """
         if mark.encode() not in files.read_head(self.url, _HEAD, self._options) and mark not in self._read()[1]:
             raise self._overtaken("another run claimed the same files")
+
+    @contextlib.contextmanager
+    def writing(self, name: str, mark: str) -> Iterator[BinaryIO]:
+        """A stream to one of the files that were claimed by this mark, maybe in another process. It appears when the
+        block ends without an error; StorageError, and nothing appears, where another run claimed one of them since.
+        """
+        with files.writing(files.join(self.folder, name), self._options) as stream:
+            yield stream
+            self.check_claim(mark)
 
     def check_written(self, but: Collection[str] = ()) -> None:
         """StorageError where another run claimed one of the names since this one did, or a file that was claimed is
@@ -271,17 +281,17 @@ class Ledger:
         self._claimed, self._mark = (), ""
         self._write({**kept, **sizes}, claims)
 
-    def withdraw(self, names: Collection[str]) -> None:
-        """Delete these of the files that were claimed, and give up the claim: what else is there is whole without them.
-        Others that were claimed stay where another run claimed them, or has written them, since.
+    def withdraw(self) -> None:
+        """Delete the files that were claimed, and give up the claim: what else is there is whole without them. Those
+        that another run claimed since, or has written to their end, stay.
         """
-        self.remove(names)
         noted, claims = self._read()
-        claims.pop(self._mark, None)
-        unwritten = {name for name in self._claimed if noted.get(name) is None} - _awaited(claims)
-        kept = {name: size for name, size in noted.items() if name not in unwritten and name not in names}
+        stands = claims.pop(self._mark, None) is not None
+        own = {name for name in self._claimed if noted.get(name) is None} - _awaited(claims)
+        self._delete(own, self._sizes(own))
         self._claimed, self._mark = (), ""
-        self._write(kept, claims)
+        if stands:  # else the ledger is the other run's, which forgets what is gone when it settles
+            self._write({name: size for name, size in noted.items() if name not in own}, claims)
 
     def remove(self, names: Collection[str] | None = None) -> None:
         """Delete files that dfm made (all of them, unless named), and what killed processes left of these an hour ago
@@ -289,7 +299,11 @@ class Ledger:
         """
         known = set(self.read())
         names = known if names is None else known.intersection(names)
-        for name in names.intersection(self.own()):
+        self._delete(names, self.own())
+
+    def _delete(self, names: set[str], there: Collection[str]) -> None:
+        """The same for these names, of which some are there."""
+        for name in names.intersection(there):
             files.remove(files.join(self.folder, name), self._options)
         for folder, own in _by_folder(names).items():
             url = files.join(self.folder, folder) if folder else self.folder
@@ -299,12 +313,25 @@ class Ledger:
                     files.local_path(url).rmdir()
 
     @contextlib.contextmanager
-    def tidied(self) -> Iterator[None]:
-        """A block that, where it is interrupted, leaves no half file: what its processes, which have ended, left of
-        files that it claimed is deleted, unless another run claimed them since.
+    def giving_way(self) -> Iterator[None]:
+        """A block that withdraws where it fails with a StorageError and another run claimed one of the names since:
+        that run finds none of this one's files beside its own.
         """
         try:
             yield
+        except StorageError:
+            if self._mark not in self._read()[1]:
+                self.withdraw()
+            raise
+
+    @contextlib.contextmanager
+    def tidied(self) -> Iterator[None]:
+        """A block that gives way, and, where it is interrupted, leaves no half file: what its processes, which have
+        ended, left of files that it claimed is deleted, unless another run claimed them since.
+        """
+        try:
+            with self.giving_way():
+                yield
         except KeyboardInterrupt:
             self._remove_unfinished()
             raise

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from dfm.data import synthetic
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS
-from dfm.errors import DataError, SettingsError
+from dfm.errors import DataError, SettingsError, StorageError
+from dfm.storage.ownership import SYNTHETIC, Ledger
 
 MASK_64 = (1 << 64) - 1
 MASK_32 = (1 << 32) - 1
@@ -261,6 +262,35 @@ def test_an_interrupted_log_has_no_truth(tmp_path):
         synthetic.generate(tmp_path, rows=100, days=2, shards_per_day=1, overwrite=True, progress=interrupt)
     with pytest.raises(DataError, match="cut short"):
         synthetic.read_truth(tmp_path)
+
+
+def test_a_log_that_was_overtaken_replaces_no_shard_of_the_later_one(tmp_path):
+    """Both write shards of the same names, and the first more days; the second begins and ends while it is at work."""
+    of_second = {}
+
+    def overtaken(done_rows: int) -> None:
+        synthetic.generate(tmp_path, rows=60, days=1, shards_per_day=2, seed=2, overwrite=True)
+        of_second.update(digests(tmp_path))
+
+    with pytest.raises(StorageError, match="another run claimed the same files"):
+        synthetic.generate(tmp_path, rows=400, days=2, shards_per_day=2, seed=1, progress=overtaken)
+    assert digests(tmp_path) == of_second
+    assert len(read(tmp_path)) == 60
+    assert synthetic.read_truth(tmp_path).seed == 2
+
+
+def test_a_shard_that_came_while_the_next_log_made_room_is_none_of_its_own(tmp_path, monkeypatch):
+    Ledger(str(tmp_path), SYNTHETIC).claim(["day=2026-11-20/part-00000.parquet"])
+    claim = Ledger.claim
+
+    def late(*arguments):
+        (tmp_path / "day=2026-11-20").mkdir()
+        (tmp_path / "day=2026-11-20" / "part-00000.parquet").write_bytes(b"late")
+        return claim(*arguments)
+
+    monkeypatch.setattr(Ledger, "claim", late)
+    synthetic.generate(tmp_path, rows=60, days=1, shards_per_day=1)
+    assert [path.name for path in tmp_path.glob("day=*")] == ["day=2026-11-14"]
 
 
 def test_a_damaged_truth_is_refused(tmp_path):

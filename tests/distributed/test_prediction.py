@@ -19,11 +19,12 @@ from dfm.data.parquet import find_shards
 from dfm.data.schema import resolve
 from dfm.distributed import predict, scoring
 from dfm.distributed.cluster.watch import Watch
-from dfm.errors import DataError, ModelError, SettingsError
+from dfm.errors import DataError, ModelError, SettingsError, StorageError
 from dfm.model.fm_model import FMModel
 from dfm.settings.tables import Schema
+from dfm.storage.ownership import Ledger
 from dfm.training import plan
-from tests.support.small_jobs import LAST_DAY, job_tables, read_log
+from tests.support.small_jobs import LAST_DAY, in_process_client, job_tables, read_log
 from tests.support.small_models import model_of_schema, random_table, turned
 
 
@@ -358,6 +359,65 @@ def test_where_every_row_is_bad_an_earlier_prediction_stays_data(
     with pytest.raises(DataError):
         jobs.predict(model, str(tmp_path / "bad.parquet"), scored, overwrite=True, client=client, on_bad_rows="skip")
     assert sum(shard.n_rows for shard in find_shards([scored])) == len(rows)
+
+
+@pytest.mark.parametrize("n_parts_there", [0, 1], ids=["before its first part", "after its first part"])
+def test_a_prediction_that_was_overtaken_leaves_the_folder_to_the_later_one(
+    n_parts_there: int, log: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins and ends while a task of the first is at work."""
+    monkeypatch.setattr(plan, "TASK_ROWS", 900)
+    other = FMModel.load(model)
+    other.table.bias[:] += 1
+    other.save(str(tmp_path / "other"))
+    out, load = tmp_path / "scored", scoring.loaded_model
+    loads: list[str] = []
+    of_second: dict[str, bytes] = {}
+
+    def loaded_model(scoring: Any, placed: Any) -> FMModel:
+        loads.append("task")
+        if len(loads) == n_parts_there + 1:
+            assert len(list(out.glob("part-*"))) == n_parts_there
+            jobs.predict(str(tmp_path / "other"), str(log), str(out), client=second, overwrite=n_parts_there > 0)
+            of_second.update({path.name: path.read_bytes() for path in out.iterdir()})
+        return load(scoring, placed)
+
+    monkeypatch.setattr(predict, "loaded_model", loaded_model)
+    with (
+        in_process_client(1) as first,
+        in_process_client(1) as second,
+        pytest.raises(StorageError, match="another run claimed the same files"),
+    ):
+        jobs.predict(model, str(log), str(out), client=first)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == of_second
+    written = read_parts(out)
+    np.testing.assert_array_equal(written["prediction"].to_numpy(), other.predict(read_log(log)))
+    assert predict.ledger_of(str(out), None).is_settled()
+
+
+def test_parts_of_an_unsettled_prediction_and_of_the_next_one_never_have_one_name(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    """What is on its way to a store when it is overtaken may arrive there later."""
+    predict.ledger_of(str(tmp_path), None).claim(["part-00000.parquet", "_SUCCESS"])
+    jobs.predict(model, str(log / f"day={LAST_DAY}"), str(tmp_path), client=client)
+    assert len(visible(tmp_path)) == 2
+    assert "part-00000.parquet" not in visible(tmp_path)
+
+
+def test_a_part_that_came_while_the_next_prediction_claimed_is_replaced_by_it(
+    log: Path, model: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, claim = predict.ledger_of(str(tmp_path), None), Ledger.claim
+    ledger.claim(["part-00009.parquet", "_SUCCESS"])
+
+    def late(*arguments: Any) -> str:
+        (tmp_path / "part-00009.parquet").write_bytes(b"late")
+        return claim(*arguments)
+
+    monkeypatch.setattr(Ledger, "claim", late)
+    jobs.predict(model, str(log / f"day={LAST_DAY}"), str(tmp_path), client=client)
+    assert read_parts(tmp_path).num_rows == 2000
 
 
 def test_a_bad_row_stops_or_keeps_its_place_without_a_prediction(

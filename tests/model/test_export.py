@@ -15,7 +15,7 @@ import dfm.export
 from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import resolve
 from dfm.data.vocabulary import FeatureCounts, build_vocabulary, count_features
-from dfm.errors import DataError, SettingsError
+from dfm.errors import DataError, SettingsError, StorageError
 from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.model import onnx_graph
@@ -24,6 +24,7 @@ from dfm.model.fm_model import FMModel
 from dfm.model.hashing_explained import ids_explained
 from dfm.model.objective import Objective
 from dfm.settings.tables import Schema
+from dfm.storage.ownership import Ledger
 from tests.support.extras import needs_onnx
 from tests.support.small_models import EVERY_KIND, HASH_BITS, make_model, random_table
 
@@ -299,6 +300,25 @@ def test_a_text_that_cannot_say_in_which_range_predictions_stay_warns(
     assert export(dataclasses.replace(number, clip=(-0.8, 5.0)), kind, str(tmp_path))
     (record,) = caplog.records
     assert f"stay within -0.8 to 5, which the text of {kind} cannot say: {advice}" in record.getMessage()
+
+
+def test_an_export_that_was_overtaken_replaces_no_file_of_the_later_one(
+    model: FMModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, other = Ledger.claim, make_model()
+
+    def overtaken(*arguments: Any) -> str:
+        monkeypatch.setattr(Ledger, "claim", claim)
+        mark = claim(*arguments)
+        export(other, "libfm", str(tmp_path))
+        return mark
+
+    export(other, "libfm", str(tmp_path / "alone"))
+    monkeypatch.setattr(Ledger, "claim", overtaken)
+    with pytest.raises(StorageError, match="another run claimed the same files"):
+        export(model, "libfm", str(tmp_path))
+    for path in (tmp_path / "alone").glob("[!.]*"):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 def test_rows_that_the_model_refuses_are_not_hashed_for_an_export_either():

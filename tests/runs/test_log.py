@@ -22,6 +22,7 @@ from dfm.settings.job import Job
 from dfm.storage import files
 from tests.support.real_processes import wait_until
 from tests.support.small_jobs import run_of
+from tests.support.small_models import make_model
 
 DONE = {
     "event": "done", "model": "out/model", "parameters_sha256": "abc", "interrupted": False,
@@ -124,6 +125,38 @@ def test_before_it_publishes_a_run_looks_whether_another_one_has(job: Job) -> No
             third.on_event(DONE)
         with pytest.raises(SupersededError, match="run night-3 has taken the place of run night-1"):
             first.on_event(publishing)
+
+
+def publish(log: RunLog) -> None:
+    """Put a model of a run in place, and say so."""
+    url = f"{log._directory}/model"
+    dataclasses.replace(make_model(), metadata={"run_id": log.record.run_id}).save(url)
+    log.on_event({**DONE, "event": "saved", "model": url})
+
+
+@pytest.mark.parametrize(("replaced", "stays"), [("night-1", "night-2"), ("night-2", "night-1")])
+def test_of_two_runs_that_publish_at_the_same_moment_the_record_is_of_the_one_whose_model_lies_there(
+    job: Job, monkeypatch: pytest.MonkeyPatch, replaced: str, stays: str
+) -> None:
+    """Neither has published when they ask; the other one ends with an error."""
+    monkeypatch.setattr(logs, "HEARTBEAT_SECONDS", 0.02)
+
+    def both_publish() -> None:
+        with RunLog(job, "night-1") as first, RunLog(job, "night-2") as second:
+            logs_of = {log.record.run_id: log for log in (first, second)}
+            for log in logs_of.values():
+                log.on_event({"event": "publishing"})
+            publish(logs_of[replaced])
+            if replaced == "night-2":
+                wait_until(lambda: run_of(job).model)
+            publish(logs_of[stays])
+            wait_until(lambda: run_of(job).run_id == stays and run_of(job).model)
+
+    with pytest.raises(SupersededError, match=f"run {stays} has taken the place of run {replaced}"):
+        both_publish()
+    record = run_of(job)
+    assert (record.run_id, record.state) == (stays, "finished")
+    assert {event["run_id"] for event in read_events(job.output.directory)} == {stays}
 
 
 def test_ctrl_c_before_the_first_record_is_in_the_record(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -498,11 +499,53 @@ def test_a_run_that_gives_its_files_up_leaves_those_of_another_one(folder: str, 
     second.claim(["part-b", "_SUCCESS"])
     files.write_bytes(f"{folder}/part-b", b"rows")
     files.write_bytes(f"{folder}/_SUCCESS", b"")
-    steps = [second.settle, lambda: first.withdraw(["part-a"])]
-    for step in steps if settles_first else steps[::-1]:
-        step()
+    if not settles_first:
+        first.withdraw()
+    second.remove(["part-a"])
+    second.settle()
+    if settles_first:
+        first.withdraw()
     assert files.names_in(folder) == [".dfm-predictions.json", "_SUCCESS", "part-b"]
     assert Ledger(folder, "predictions").read() == {"part-b": 4, "_SUCCESS": 0}
+
+
+def test_a_file_of_a_run_that_was_overtaken_takes_no_place(folder: str) -> None:
+    first, second = Ledger(folder, "kind"), Ledger(folder, "kind")
+    mark = first.claim(["a", "b"])
+    for name in ("a", "b"):
+        if name == "b":
+            second.claim(["b"])
+        with contextlib.suppress(StorageError), first.writing(name, mark) as stream:
+            stream.write(b"1")
+    assert files.names_in(folder) == [".dfm-kind.json", "a"]
+
+
+@pytest.mark.parametrize("is_settled", [True, False])
+def test_a_run_that_was_overtaken_takes_away_what_the_later_one_does_not_know(folder: str, is_settled: bool) -> None:
+    """One of its files took its place while the other run claimed its own."""
+    first, second = Ledger(folder, "kind"), Ledger(folder, "kind")
+    mark = first.claim(["day=1/a", "day=2/b", "c"])
+    second.claim(["day=2/b", "c"])
+    for name in ("day=1/a", "day=2/b", "c"):
+        files.write_bytes(files.join(folder, name), b"1")
+    if is_settled:
+        second.settle()
+    with pytest.raises(StorageError, match="another run claimed the same files"), first.giving_way():
+        first.check_claim(mark)
+    assert files.exists(f"{folder}/day=2/b")
+    assert not files.exists(f"{folder}/day=1/a")
+    if not is_settled:
+        second.settle()
+    assert Ledger(folder, "kind").read() == {"c": 1, "day=2/b": 1}
+
+
+def test_a_store_that_fails_for_a_run_which_nobody_overtook_leaves_its_files(folder: str) -> None:
+    ledger = Ledger(folder, "kind")
+    ledger.claim(["a"])
+    files.write_bytes(files.join(folder, "a"), b"1")
+    with pytest.raises(StorageError, match="disk full"), ledger.giving_way():
+        raise StorageError("disk full")
+    assert ledger.own() == ["a"]
 
 
 def test_two_runs_that_write_different_files_both_settle(folder: str) -> None:

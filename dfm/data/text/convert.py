@@ -107,22 +107,22 @@ def convert(
     wishes = Wishes(delimiter, header and not names, dict(types or {}), tuple(missing), tuple(names))
     chosen, reader, sources = _reader(found, format, wishes, options)
     chunks = chunks_of(sources, shard_bytes)
-    ledger = _prepare(directory, overwrite, options)
+    ledger, claim = _prepare(directory, [chunk.name for chunk in chunks], overwrite, options)
     try:
-        with ledger.tidied(), mapping(min(processes, len(chunks))) as map_chunks:
-            if reader.surveys:
-                survey = functools.partial(_survey, reader, options)
-                reader = reader.knowing(set().union(*map_chunks(survey, chunks)))
-            claim = ledger.claim([*(chunk.name for chunk in chunks), DONE])
-            order = _Order(directory, claim, reader, on_bad_rows == "error", options)
-            account = _write_all(map_chunks, order, chunks, progress)
-        account.check(on_bad_rows, max_bad_fraction)
+        with ledger.tidied():
+            with mapping(min(processes, len(chunks))) as map_chunks:
+                if reader.surveys:
+                    survey = functools.partial(_survey, reader, options)
+                    reader = reader.knowing(set().union(*map_chunks(survey, chunks)))
+                order = _Order(directory, claim, reader, on_bad_rows == "error", options)
+                account = _write_all(map_chunks, order, chunks, progress)
+            account.check(on_bad_rows, max_bad_fraction)
+            ledger.check_written([DONE])
+            files.write_bytes(files.join(directory, DONE), b"", options)
+            ledger.settle()
     except DataError:
-        ledger.remove()
+        ledger.withdraw()
         raise
-    ledger.check_written([DONE])
-    files.write_bytes(files.join(directory, DONE), b"", options)
-    ledger.settle()
     return Conversion(directory, chosen.name, reader, account, len(chunks))
 
 
@@ -199,8 +199,10 @@ def _with_header(source: Source, header: str, options: files.Options) -> Source:
     return dataclasses.replace(source, header=len(blank + first), lines_above=(blank + first).count(b"\n"))
 
 
-def _prepare(directory: str, overwrite: bool, options: files.Options) -> Ledger:
-    """Make room for shards. SettingsError where others' files lie there, or a whole conversion that is to stay."""
+def _prepare(directory: str, names: Sequence[str], overwrite: bool, options: files.Options) -> tuple[Ledger, str]:
+    """Make room for shards of these names; the mark of their claim. SettingsError where others' files lie there, or a
+    whole conversion that is to stay.
+    """
     ledger = Ledger(directory, CONVERSION, options)
     foreign = ledger.foreign()
     if foreign:
@@ -211,9 +213,10 @@ def _prepare(directory: str, overwrite: bool, options: files.Options) -> Ledger:
         raise SettingsError(
             f"{directory} holds an earlier conversion; name another folder with --to, or say --overwrite"
         )
-    ledger.remove([DONE])  # first: what lies there is no longer whole
+    claim = ledger.claim([*names, DONE])  # first: whoever is still at work there puts nothing more in place
+    ledger.remove([DONE])  # then what lies there is no longer whole
     ledger.remove()
-    return ledger
+    return ledger, claim
 
 
 def _survey(reader: Reader, options: Mapping[str, Any], chunk: Chunk) -> set[Any]:
@@ -251,16 +254,18 @@ def _write_chunk(order: _Order, chunk: Chunk) -> LineAccount:
     account, url = LineAccount(), chunk.source.url
     schema = order.reader.schema
     has_numbers = LABEL in schema.names and column_kind(schema.field(LABEL).type) in ("int", "float")
-    with files.writing(files.join(order.directory, chunk.name), order.options) as stream:
-        with pq.ParquetWriter(stream, schema, **_PARQUET, **order.reader.encodings) as writer:
-            for block in blocks(chunk, order.options):
-                parsed = order.reader.parse(block)
-                account.add_block(url, parsed)
-                if order.stops and parsed.faults:
-                    break
-                if parsed.batch.num_rows:
-                    writer.write_batch(parsed.batch, row_group_size=parsed.batch.num_rows)
-                if has_numbers:
-                    account.add_labels(parsed.batch.column(LABEL).drop_null().to_numpy(zero_copy_only=False))
-        Ledger(order.directory, CONVERSION, order.options).check_claim(order.claim)
+    ledger = Ledger(order.directory, CONVERSION, order.options)
+    with (
+        ledger.writing(chunk.name, order.claim) as stream,
+        pq.ParquetWriter(stream, schema, **_PARQUET, **order.reader.encodings) as writer,
+    ):
+        for block in blocks(chunk, order.options):
+            parsed = order.reader.parse(block)
+            account.add_block(url, parsed)
+            if order.stops and parsed.faults:
+                break
+            if parsed.batch.num_rows:
+                writer.write_batch(parsed.batch, row_group_size=parsed.batch.num_rows)
+            if has_numbers:
+                account.add_labels(parsed.batch.column(LABEL).drop_null().to_numpy(zero_copy_only=False))
     return account

@@ -16,6 +16,7 @@ import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import fsspec
@@ -373,6 +374,37 @@ def test_a_conversion_that_was_overtaken_replaces_no_shard_of_the_later_one(tmp_
         convert(str(first), str(out), shard_bytes=first.stat().st_size // 6 + 1, progress=overtaken)
     assert len(of_second) == 7
     assert digests(out) == of_second
+
+
+def test_a_bad_line_of_a_conversion_that_was_overtaken_deletes_no_shard_of_the_later_one(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first, second = write(tmp_path / "one", "libsvm"), write(tmp_path / "two", "libsvm", 300)
+    with first.open("a") as stream:
+        stream.write("no row\n")
+    out = tmp_path / "out"
+
+    def overtaken(_done: int, _total: int) -> None:
+        convert(str(second), str(out))
+
+    with pytest.raises(DataError, match=first.name):
+        convert(str(first), str(out), progress=overtaken)
+    assert sum(shard.n_rows for shard in find_shards([str(out)])) == 300
+
+
+def test_a_shard_that_came_while_the_next_conversion_made_room_is_none_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, out, claim = write(tmp_path, "libsvm", 300), tmp_path / "out", Ledger.claim
+    Ledger(str(out), CONVERSION).claim(["part-00009-00009.parquet"])
+
+    def late(*arguments: Any) -> str:
+        (out / "part-00009-00009.parquet").write_bytes(b"late")
+        return claim(*arguments)
+
+    monkeypatch.setattr(Ledger, "claim", late)
+    convert(str(log), str(out))
+    assert not (out / "part-00009-00009.parquet").exists()
 
 
 @pytest.fixture(params=["folder", "memory"])
