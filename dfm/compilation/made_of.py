@@ -44,8 +44,7 @@ class MadeOf:
         """Whether a file may say something else than this process has read: it was written or put there since."""
         for path in self.files:
             with contextlib.suppress(OSError):
-                found = os.stat(path)
-                if max(found.st_ctime, found.st_mtime) > BEGUN:
+                if os.stat(path).st_ctime > BEGUN:
                     return True
         return False
 
@@ -88,7 +87,8 @@ class MadeOf:
         self.is_all = was_all  # what is global is the same for all that a factory makes
         closed = [self._of(value, names) for value in _closed_over(function)]
         defaults = self._of(function.__defaults__ or (), names)
-        return repr([function.__qualname__, _of_code(code), found, closed, defaults])
+        told = [function.__qualname__, _of_code(code), found, closed, defaults]
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
     def _named(self, value: Any) -> str:
         name = getattr(value, "__qualname__", value.__name__)
