@@ -49,7 +49,7 @@ demo: $(STAMP) tmpdir ## Make a click log, train on it, evaluate, save, load and
 test: $(STAMP) tmpdir ## Run the tests that need no GPU, no Airflow, no MLflow and no patience
 	$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist worksteal -m 'not slow and not patient and not gpu and not airflow and not mlflow'
 
-test-patient: $(STAMP) tmpdir ## Run the tests that wait for real clusters, whose processes they kill
+test-patient: $(STAMP) tmpdir ## Run the tests that wait for processes that are killed, or begin with nothing compiled
 	$(BIN)/pytest -n 2 --dist worksteal -m 'patient and not slow'
 
 test-slow: $(STAMP) tmpdir ## Run the slow tests

@@ -109,6 +109,7 @@ print(json.dumps([told, later]))
 """
 
 
+@pytest.mark.patient
 @pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 def test_a_job_compiles_nothing_after_its_rehearsal_and_another_process_finds_all_of_it(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.parquet", COLUMNS, 400)

@@ -44,7 +44,7 @@ def parameters(model: Any, token: str) -> np.ndarray:
 @pytest.mark.parametrize("way", ["partial_fit", "fit"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_categories_that_come_later_are_learnt(kind: Any, way: str, family: str) -> None:
-    model = kind(n_factors=2, n_epochs=15, warm_start=way == "fit", early_stopping=False, family=family)
+    model = kind(n_factors=4, n_epochs=15, warm_start=way == "fit", early_stopping=False, family=family)
     for users in (EARLY, LATE):
         for _ in range(15 if way == "partial_fit" else 1):
             getattr(model, way)(*rows_of(users))
@@ -72,7 +72,7 @@ def test_what_was_learnt_stays_with_its_optimizer_state_and_newcomers_begin_untr
 @pytest.mark.parametrize("min_count", [1, 3])
 def test_the_same_calls_give_the_same_bytes_and_one_that_brings_nothing_new_keeps_the_order(min_count: int) -> None:
     def trained() -> Any:
-        model = FMClassifier(n_factors=2, min_count=min_count)
+        model = FMClassifier(n_factors=4, min_count=min_count)
         for seed, users in enumerate([EARLY, LATE, ["u3", "u4", "u5"], EARLY]):
             model.partial_fit(*rows_of(users, seed=seed), classes=[0, 1])
         return model
@@ -88,7 +88,7 @@ def test_the_same_calls_give_the_same_bytes_and_one_that_brings_nothing_new_keep
 
 
 def test_rare_categories_wait_until_they_were_seen_often_enough_in_all_calls() -> None:
-    model = FMClassifier(n_factors=2, min_count=3, min_count_factors=5)
+    model = FMClassifier(n_factors=4, min_count=3, min_count_factors=5)
     model.partial_fit(*rows_of(EARLY), classes=[0, 1])
 
     def is_known(user: str) -> bool:
@@ -107,7 +107,7 @@ def test_rare_categories_wait_until_they_were_seen_often_enough_in_all_calls() -
 
 
 def test_a_feature_keeps_its_factors_whatever_the_knobs_say_later() -> None:
-    model = FMClassifier(n_factors=2).fit(*rows_of(EARLY))
+    model = FMClassifier(n_factors=4).fit(*rows_of(EARLY))
     model.set_params(min_count_factors=10_000, min_count=1).partial_fit(*rows_of(LATE))
     vocabulary = model._features.vocabulary
     assert vocabulary.n_factored == 4
@@ -115,11 +115,11 @@ def test_a_feature_keeps_its_factors_whatever_the_knobs_say_later() -> None:
 
 
 def test_a_call_that_is_refused_leaves_a_model_that_predicts_as_before() -> None:
-    model = FMClassifier(n_factors=2).fit(*rows_of(EARLY))
+    model = FMClassifier(n_factors=4).fit(*rows_of(EARLY))
     before = model.predict_proba(rows_of(EARLY)[0])
     with pytest.raises(SettingsError, match="training cannot go on from a model of"):
-        model.set_params(n_factors=3).partial_fit(*rows_of(LATE))
-    model.set_params(n_factors=2)
+        model.set_params(n_factors=5).partial_fit(*rows_of(LATE))
+    model.set_params(n_factors=4)
     np.testing.assert_array_equal(model.predict_proba(rows_of(EARLY)[0]), before)
 
 
@@ -139,7 +139,7 @@ def test_categories_of_later_collections_are_learnt_to_the_bytes_of_as_many_chun
     dask_frame = pytest.importorskip("dask.dataframe", reason="dask.dataframe needs its extra")
 
     def trained(n_threads: int) -> Any:
-        model = FMClassifier(n_factors=2, n_epochs=10, n_replicas=2, min_count=2, warm_start=True, early_stopping=False)
+        model = FMClassifier(n_factors=4, n_epochs=10, n_replicas=2, min_count=2, warm_start=True, early_stopping=False)
         with in_process_client(n_threads) as client, dask.config.set(scheduler="sync"):
             for users in (EARLY, LATE):
                 rows, clicks = rows_of(users)
@@ -163,6 +163,6 @@ def test_every_class_gets_the_newcomers() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_matrix_of_other_columns_is_refused_in_a_sentence(kind: Any) -> None:
     X, y = np.random.default_rng(0).normal(size=(50, 3)), np.arange(50) % 2
-    model = kind(n_factors=2).partial_fit(X, y)
+    model = kind(n_factors=4).partial_fit(X, y)
     with pytest.raises(ValueError, match=r"X has 4 features, but .* is expecting 3 features as input"):
         model.partial_fit(np.hstack([X, X[:, :1]]), y)

@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 TRIALS = 12
 
 
+@pytest.mark.patient
 def test_whatever_operation_on_a_file_fails_the_same_command_gives_the_same_bytes() -> None:
     # In a process of its own: it forks, which a process with threads must not.
     command = [sys.executable, "-m", "tests.support.failing_operations", "--sample", str(TRIALS)]
