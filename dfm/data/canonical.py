@@ -295,14 +295,19 @@ def _beside_moments(values: Any) -> Any:
         return values
     present = {type(each) for each in elements if not _is_missing(each)}
     families = {next((known for known in _MOMENTS if issubclass(kind, known)), kind) for kind in present}
+    if is_flat and len(families) < 2:
+        return [None if _is_missing(value) else value for value in values]
     if len(families) < 2:
         return values
     if is_flat and families == {datetime.datetime, datetime.date}:
-        return [_midnight(value) if type(value) is datetime.date else value for value in values]
+        known = [None if _is_missing(value) else value for value in values]
+        return [_midnight(value) if type(value) is datetime.date else value for value in known]
     return _texts(values) or values
 
 
 def _is_missing(value: Any) -> bool:
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return bool(np.isnat(value))
     return value is None or _is_gap(value) or (isinstance(value, float | np.floating) and math.isnan(value))
 
 

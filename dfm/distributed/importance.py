@@ -63,7 +63,9 @@ def damage_in_shards(
     return functools.reduce(operator.add, watch.client.gather(futures))
 
 
-def damages_of(watch: Watch, model: tuple[Scoring, Future], drawn: Sequence[Future], effort: Effort) -> list[Future]:
+def damages_of(
+    watch: Watch, model: tuple[Scoring, Edition | Future], drawn: Sequence[Future], effort: Effort
+) -> list[Future]:
     """The damage of rows that tasks have drawn, a task each. Donors come from the rows of all, so that they are there
     before any is measured; rows are read once, and stay where they were.
     """

@@ -130,7 +130,7 @@ def _claimed_parts(ledger: ownership.Ledger, n_parts: int, overwrite: Overwrite)
     claim = ledger.claim([*names, DONE])
     ledger.remove([DONE])
     # Only now, as until the claim an earlier prediction that is still at work put parts in place.
-    return [Part(name, claim) for name in names], sorted({*ledger.own()} - {*names, DONE})
+    return [Part(name, claim) for name in names], ledger.own({*names, DONE})
 
 
 def kept_columns(

@@ -132,7 +132,7 @@ def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Evaluation, D
     return seen, damage, drift
 
 
-def _damage(run: Run, model: tuple[Scoring, Future], seen: Sequence[Future], effort: Effort) -> Damage:
+def _damage(run: Run, model: tuple[Scoring, Edition | Future], seen: Sequence[Future], effort: Effort) -> Damage:
     """The cost of losing a column, in the rows that tasks have drawn."""
     drawn = [run.watch.submit(drawn_by, each) for each in seen]
     found: Damage = run.watch.result(run.watch.submit(sum_of, damages_of(run.watch, model, drawn, effort)))

@@ -46,7 +46,7 @@ class Edition:
         try:
             return FMModel.load(self.url, options, check_golden, manifest)
         except ModelError as error:
-            if manifest_in_place(self.url, options) == manifest:
+            if json.dumps(manifest_in_place(self.url, options)) == self.manifest:  # as text: no NaN equals itself
                 raise
             raise ModelError(
                 f"the model at {self.url} was replaced, or removed, while it was scored ({error}); run the same "
@@ -84,10 +84,13 @@ def _loaded(edition: Edition, options: str) -> FMModel:
     return edition.load(json.loads(options))
 
 
-def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, Future]:
-    """The model's edition where workers can read it; else the model itself. Either is sent once, and in no task."""
+def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, Edition | Future]:
+    """The model's edition where workers can read it; else the model itself, which is sent once, and in no task."""
     model = scoring.model
-    if isinstance(model, Edition) and files.is_local(model.url) and not shares_disk(watch.client):
+    if isinstance(model, Edition):
+        if not files.is_local(model.url) or shares_disk(watch.client):
+            # In each task: all that wait for one value run where it lies, as workers steal nothing.
+            return replace(scoring, model=None), model
         model = model.load()
     return replace(scoring, model=None), watch.keep(model)
 

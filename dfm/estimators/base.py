@@ -35,6 +35,7 @@ from dfm.estimators.features import (
     is_path,
     is_table,
     n_rows_of,
+    named_in,
     names_of,
 )
 from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, check_present, summarise_labels
@@ -95,7 +96,7 @@ class BaseFactorizationMachine(Parametrised):
         if goes_on:
             return self._known_data(X)
         options = self._table_options()
-        return as_arrow(X, options.numeric) if is_table(X, options) else self._validated(X, reset=True)
+        return as_arrow(X, named_in(X, options.numeric)) if is_table(X, options) else self._validated(X, reset=True)
 
     def _record_columns(self, n_columns: int, names: Sequence[str] | None) -> None:
         self.n_features_in_ = n_columns

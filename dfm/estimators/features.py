@@ -392,20 +392,25 @@ def names_of(data: Any) -> list[str] | None:
 
 
 def as_arrow(data: Any, numeric: Collection[str] = ()) -> pa.Table:
-    """A table in any of the accepted forms, as one of Arrow. numeric: columns that are wanted as numbers, or patterns
-    of such names. SettingsError where two columns have one name.
+    """A table in any of the accepted forms, as one of Arrow. numeric: names of columns that are wanted as numbers.
+    SettingsError where two columns have one name.
     """
     if isinstance(data, pa.RecordBatch):
         return as_arrow(pa.Table.from_batches([data]))
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
         check_once(names)
-        numbers = {name for name in names if is_named(name, numeric)}
-        batches = list(batches_of(_by_text(data), tuple(names), numbers))
+        batches = list(batches_of(_by_text(data), tuple(names), set(names).intersection(numeric)))
         return flat(pa.Table.from_batches(batches)) if batches else pa.table({name: pa.nulls(0) for name in names})
     table = data if isinstance(data, pa.Table) else exported_table(data)
     check_once(table.column_names)
     return without_views(flat(table))
+
+
+def named_in(data: Any, patterns: Collection[str]) -> set[str]:
+    """Names of the columns of a frame or dict that are among these names and patterns."""
+    names = map(str, data) if is_frame(data) or is_columns(data) else ()
+    return {name for name in names if is_named(name, patterns)}
 
 
 def _by_text(data: Any) -> Any:

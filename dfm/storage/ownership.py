@@ -167,9 +167,9 @@ class Ledger:
         """Whether all that was claimed was written to its end; a ledger that is not there has nothing to settle."""
         return None not in self.read().values()
 
-    def own(self) -> list[str]:
-        """Names of files that are there and are dfm's, sorted."""
-        known = self.read()
+    def own(self, but: Collection[str] = ()) -> list[str]:
+        """Names of files that are there and are dfm's, sorted. but: names that nobody asks about."""
+        known = {name: size for name, size in self.read().items() if name not in but}
         there = self._sizes(known)
         return sorted(name for name, size in there.items() if known[name] in (None, size))
 
@@ -236,6 +236,7 @@ class Ledger:
     def writing(self, name: str, mark: str) -> Iterator[BinaryIO]:
         """A stream to one of the files that were claimed by this mark, maybe in another process. It appears when the
         block ends without an error; StorageError, and nothing appears, where another run claimed one of them since.
+        Between that look and the file's place lies the moment of a rename or, on an object store, the upload.
         """
         with files.writing(files.join(self.folder, name), self._options) as stream:
             yield stream

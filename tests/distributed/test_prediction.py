@@ -244,6 +244,14 @@ def test_rows_are_scored_by_the_model_that_was_there_when_a_call_began(
         assert ask(replaced(1)) == ask(earlier)
 
 
+def test_tasks_that_score_wait_for_no_value_of_one_worker(model: str, two_workers: Client) -> None:
+    """They would all run where it lies, as workers steal nothing."""
+    edition = scoring.Edition.of(model)
+    known, placed = scoring.placed_model(Watch(two_workers, 60.0), scoring.Scoring(edition))
+    assert placed == edition
+    assert known.model is None
+
+
 def test_a_model_that_was_replaced_twice_meanwhile_is_told_so(
     log: Path, replaced: Callable[[int], str], client: Client, tmp_path: Path
 ) -> None:
