@@ -119,11 +119,14 @@ class DaskExecutor:
 
     def begin_epoch(self, work: Work) -> int:
         """See which workers there are; replicas that one of them trains at a time."""
-        threads = self.watch.threads()
-        self._addresses, self._places = list(threads), Workplaces(sum(threads.values()), len(threads))
+        self._see_workers()
         if self.stretch > 1:
             return min(self._places.n_threads, len(self.replicas))
         return max(1, work.chosen.n_walks(self._places) // len(self._addresses))
+
+    def _see_workers(self) -> None:
+        threads = self.watch.threads()
+        self._addresses, self._places = list(threads), Workplaces(sum(threads.values()), len(threads))
 
     def submit(self, stretch: Sequence[Round]) -> None:
         """Submit some rounds; the blocks of the next ones depend on those of the last of them."""
@@ -131,11 +134,15 @@ class DaskExecutor:
             for work, slices in stretch:
                 self._submit_round(work, slices)
             return
-        near = self._addresses[self.home % len(self._addresses)]
         n_threads = self._places.n_threads
         (block,) = self.blocks
-        block = self.watch.submit(rounds.train_rounds, stretch, block, self.replicas, n_threads, near=near)
+        block = self.watch.submit(rounds.train_rounds, stretch, block, self.replicas, n_threads, near=self._home)
         self._take_off(len(stretch), [block])
+
+    @property
+    def _home(self) -> str:
+        """The worker that trains rounds together."""
+        return self._addresses[self.home % len(self._addresses)]
 
     def _submit_round(self, work: Work, slices: range) -> None:
         n_replicas = len(self.replicas)
@@ -180,11 +187,17 @@ class DaskExecutor:
         """Metrics on the held-out rows, of the blocks submitted last; empty where there are no such rows."""
         if not self.held_out:
             return {}
-        # Without a wish of where to: Dask goes where the rows lie.
-        tallies = [
-            self.watch.submit(rounds.evaluate_partitions, work, self.blocks, partitions) for partitions in self.held_out
-        ]
-        merged = self.watch.submit(rounds.merge_tallies, tallies)
+        if self.stretch > 1:
+            if not self._addresses:
+                self._see_workers()
+            judged = work, self.blocks, self.held_out, self._places.n_threads
+            merged = self.watch.submit(rounds.evaluate_together, *judged, near=self._home)
+        else:
+            # Without a wish of where to: Dask goes where the rows lie.
+            merged = self.watch.submit(
+                rounds.merge_tallies,
+                [self.watch.submit(rounds.evaluate_partitions, work, self.blocks, part) for part in self.held_out],
+            )
         meanwhile()
         tally: Tally = self.watch.result(merged)
         return tally.metrics()

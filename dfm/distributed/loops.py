@@ -16,7 +16,7 @@ from dfm.distributed.exact import at_first_block, exact_loop
 from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Run
-from dfm.distributed.stretches import brought_together, rounds_together
+from dfm.distributed.stretches import brought_together, judged_together, rounds_together
 from dfm.distributed.tuning import tuned
 from dfm.errors import DataError, SettingsError
 from dfm.model.warm_start import Start
@@ -114,7 +114,7 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
         executor=DaskExecutor(
             run.watch,
             prepared.replicas if stretch == 1 else brought_together(run, prepared, run.number),
-            prepared.validation,
+            prepared.validation if stretch == 1 else judged_together(run, prepared, run.number),
             bounds=bounds,
             cuts_pushes=cuts_pushes,
             resources=run.choice.resources,

@@ -183,13 +183,13 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
     log: Path, client: Client, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     expected = jobs.train(tables_of(log, tmp_path / "apart", n_epochs=3), client)
-    mark, train_replicas = tmp_path / "killed", rounds.train_replicas
+    mark, train_abreast = tmp_path / "killed", rounds.train_abreast
 
-    def kills_once(work: Any, first: int, numbers: range, *others: Any) -> Any:
-        if numbers.start == 3 and not mark.exists():
+    def kills_once(work: Any, slices: range, *others: Any) -> Any:
+        if slices.start == 3 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return train_replicas(work, first, numbers, *others)
+        return train_abreast(work, slices, *others)
 
     together(monkeypatch, 5)
     with (
@@ -203,7 +203,7 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
 
 
 def _replace(function: Any) -> None:
-    rounds.train_replicas = function
+    rounds.train_abreast = function
 
 
 def _layout(n_factors: int, family: str) -> Layout:
