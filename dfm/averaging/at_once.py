@@ -30,6 +30,8 @@ _WHOLE_LINES = 16
 """Rows of any width take whole cache lines in such numbers."""
 _CHUNK_BYTES, _PIECE_BYTES = 1 << 16, 1 << 19
 """Bytes of the rows that are worked on together, and of those that a thread takes at a time."""
+_MOST_BYTES, _SPARSEST = 1 << 28, 8
+"""Bytes of the tables of all replicas; features for each one that a replica touches."""
 
 
 def is_at_once(rule: MergeRule, layout: Layout) -> bool:
@@ -38,6 +40,19 @@ def is_at_once(rule: MergeRule, layout: Layout) -> bool:
     """
     every = [columns_of(rule, layout, block) for block in layout.touched]
     return not rule.outer_momentum and not layout.rule.derives_weights and all(each.is_plain for each in every)
+
+
+def is_worth_it(table: ParameterTable, touched: Sequence[Touched]) -> bool:
+    """Whether it takes less time so and no more memory: where replicas are several, and each touches a good part of the
+    table. All rows are cleared and added for all replicas, where summands are of touched ones alone.
+    """
+    n_touched, layout = sum(len(each.features) for each in touched), table.layout
+    per_feature = sum(layout.width(block) for block in layout.touched)
+    return (
+        len(touched) > 1
+        and 4 * per_feature * n_touched <= _MOST_BYTES
+        and table.n_features * len(touched) <= _SPARSEST * n_touched
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Abreast:
     """Local tables of all replicas of a round, side by side. table: that they begin with; touched: by each of them."""
 
     def __init__(self, table: ParameterTable, touched: Sequence[Touched]) -> None:
-        self._table, self._touched, self._layout = table, touched, table.layout
+        self._table, self.touched, self._layout = table, touched, table.layout
         self._lists = _Lists.of(len(each.features) for each in touched)
         self._factored = _Lists.of(each.n_factored if self._layout.n_factors else 0 for each in touched)
         self._features = np.empty(self._lists.n_rows, np.uint32)
@@ -92,7 +107,7 @@ class Abreast:
 
     def pull(self, replica: int) -> ParameterTable:
         """The local table of a replica, which it trains in place."""
-        touched = self._touched[replica]
+        touched = self.touched[replica]
         self._features[self._lists.of_replica(replica)] = touched.features
         room = {
             name: self._arrays[name][self._lists_of(self._layout.block(name)).of_replica(replica)]
@@ -122,7 +137,7 @@ class Abreast:
     def _merge(self, rule: MergeRule, merged: ParameterTable, piece: tuple[Block, range]) -> None:
         """Write some rows of the average."""
         block, rows = piece
-        width, lists, n_replicas = self._layout.width(block), self._lists_of(block), len(self._touched)
+        width, lists, n_replicas = self._layout.width(block), self._lists_of(block), len(self.touched)
         n_together = _whole_lines(max(1, min(_CHUNK_BYTES // (4 * width), len(rows))))
         room = (
             np.empty((n_replicas.bit_length(), n_together, width), np.float32),
@@ -143,7 +158,7 @@ class Abreast:
         self, rule: MergeRule, trained: Sequence[ParameterTable], step: Step, merged: ParameterTable
     ) -> None:
         """Write what belongs to no feature."""
-        weights = [each.total_weight for each in self._touched]
+        weights = [each.total_weight for each in self.touched]
         layout, before, nothing = self._layout, self._table, allocate(self._layout.stateless, 0, 0)
         total = _Shared(
             {

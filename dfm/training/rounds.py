@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.averaging.at_once import Abreast, is_at_once
+from dfm.averaging.at_once import Abreast, is_at_once, is_worth_it
 from dfm.averaging.contributions import balanced_groups
 from dfm.averaging.merge import Averaging
 from dfm.averaging.rules import MergeRule
-from dfm.averaging.slices import Slices
+from dfm.averaging.slices import Slices, Touched
 from dfm.data.draw import lots
 from dfm.data.partition import SparsePartition
 from dfm.data.reading import Reading
@@ -254,7 +254,7 @@ def _walk(
     work: Work,
     replica: int,
     slices: Sequence[SparsePartition],
-    touched: SparsePartition | Slices,
+    touched: Touched,
     after: Any,
     following: Following | None,
 ) -> ReplicaReport:
@@ -303,8 +303,10 @@ def train_rounds(
     with ThreadPoolExecutor(n_threads) as pool:
         spread = pool.map if n_threads > 1 else map
         for work, slices in stretch:
-            if work.is_averaged_at_once and len(replicas) > 1:
-                block = train_abreast(work, slices, block, replicas, groups, spread)
+            walked = [[each[number] for number in slices] for each in replicas]
+            touched = [_touched_by(work, each) for each in walked] if work.is_averaged_at_once else []
+            if touched and is_worth_it(block.table, touched):
+                block = train_abreast(work, block, walked, Abreast(block.table, touched), groups, spread)
             else:
                 train = functools.partial(_train_group, work, slices, block, replicas)
                 block = merge_block(work, block, list(spread(train, groups)))
@@ -314,19 +316,17 @@ def train_rounds(
 
 def train_abreast(
     work: Work,
-    slices: range,
     block: Block,
-    replicas: Sequence[Sequence[SparsePartition]],
+    walked: Sequence[Sequence[SparsePartition]],
+    abreast: Abreast,
     groups: Sequence[range],
     spread: Callable[..., Iterable[Any]],
 ) -> Block:
-    """The block after a round, of which all replicas are here, and averaged at once; groups: that a thread each trains.
+    """The block after a round, of which all replicas are here, and averaged at once. walked: slices of each replica;
+    groups: replicas that a thread trains.
 
     The reports say of no summands: none are made.
     """
-    walked = [[each[number] for number in slices] for each in replicas]
-    touched = [_touched_by(work, each) for each in walked]
-    abreast = Abreast(block.table, touched)
 
     def train(group: range) -> list[tuple[ParameterTable, ReplicaReport]]:
         found = []
@@ -334,7 +334,8 @@ def train_abreast(
             others = walked[replica + 1 : group.stop]
             following = Following(others[0][0], _seed(work, replica + 1, 0)) if others else None
             table = abreast.pull(replica)
-            found.append((table, _walk(work, replica, walked[replica], touched[replica], table, following)))
+            touched = abreast.touched[replica]
+            found.append((table, _walk(work, replica, walked[replica], touched, table, following)))
         return found
 
     trained = [each for group in spread(train, groups) for each in group]
@@ -449,7 +450,8 @@ def calls_of_a_round(
         block, partition = begun()
         replicas = [[partition] * n_slices] * 2
         if together:
-            train_abreast(work, range(n_slices), block, replicas, [range(2)], map)
+            abreast = Abreast(block.table, [_touched_by(work, each) for each in replicas])
+            train_abreast(work, block, replicas, abreast, [range(2)], map)
         else:
             train_replicas(work, 0, range(n_slices), [block], replicas)
 

@@ -185,11 +185,13 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
     expected = jobs.train(tables_of(log, tmp_path / "apart", n_epochs=3), client)
     mark, train_abreast = tmp_path / "killed", rounds.train_abreast
 
-    def kills_once(work: Any, slices: range, *others: Any) -> Any:
-        if slices.start == 3 and not mark.exists():
-            mark.touch()
+    def kills_once(work: Any, *others: Any) -> Any:
+        if mark.exists() and mark.read_text() == "3":
+            mark.write_text("killed")
             os.kill(os.getpid(), signal.SIGKILL)
-        return train_abreast(work, slices, *others)
+        if not mark.exists() or mark.read_text() != "killed":
+            mark.write_text(str(int(mark.read_text()) + 1) if mark.exists() else "1")
+        return train_abreast(work, *others)
 
     together(monkeypatch, 5)
     with (
@@ -198,7 +200,7 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
     ):
         processes.run(_replace, kills_once)
         result = jobs.train(tables_of(log, tmp_path / "killed once", n_epochs=3), processes)
-    assert mark.exists()
+    assert mark.read_text() == "killed"
     assert result.parameters_sha256 == expected.parameters_sha256
 
 
