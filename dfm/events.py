@@ -520,7 +520,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field(
                 "bytes_per_round",
                 "integer",
-                "parameters pulled and pushed by all replicas; where one process averages them, pulled alone",
+                "parameters pulled and pushed by all replicas (pulled alone where one process averages)",
                 "bytes",
             ),
             Field("validation_seconds", "number", "of validation in which no rows were trained, not in `seconds`", "s"),
