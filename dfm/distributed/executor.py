@@ -110,6 +110,7 @@ class DaskExecutor:
     resources: Mapping[str, float] | None = None
     stretch: int = 1
     home: int = 0
+    judging_seconds: float = field(init=False, default=0.0)
     _flights: collections.deque[_Flight] = field(init=False, default_factory=collections.deque)
     _recent: collections.deque[list[Future]] = field(init=False, default_factory=lambda: collections.deque(maxlen=2))
     """Blocks of the last finished rounds. Held until copies of the next ones lie on all workers, they spare Dask to
@@ -188,19 +189,27 @@ class DaskExecutor:
         if not self.held_out:
             return {}
         if self.stretch > 1:
-            if not self._addresses:
-                self._see_workers()
-            judged = work, self.blocks, self.held_out, self._places.n_threads
-            merged = self.watch.submit(rounds.evaluate_together, *judged, near=self._home)
-        else:
-            # Without a wish of where to: Dask goes where the rows lie.
-            merged = self.watch.submit(
-                rounds.merge_tallies,
-                [self.watch.submit(rounds.evaluate_partitions, work, self.blocks, part) for part in self.held_out],
-            )
+            return self._evaluate_at_home(work, meanwhile)
+        # Without a wish of where to: Dask goes where the rows lie.
+        tallies = [
+            self.watch.submit(rounds.evaluate_partitions, work, self.blocks, partitions) for partitions in self.held_out
+        ]
+        merged = self.watch.submit(rounds.merge_tallies, tallies)
         meanwhile()
         tally: Tally = self.watch.result(merged)
         return tally.metrics()
+
+    def _evaluate_at_home(self, work: Work, meanwhile: Callable[[], None]) -> Metrics:
+        """The same where rounds are trained together, before the next ones."""
+        if not self._addresses:
+            self._see_workers()
+        judged = self.watch.submit(
+            rounds.evaluate_together, work, self.blocks, self.held_out, self._places.n_threads, near=self._home
+        )
+        meanwhile()
+        tally, self.judging_seconds = self.watch.result(judged)
+        metrics: Metrics = tally.metrics()
+        return metrics
 
     @property
     def parameters(self) -> Parameters:

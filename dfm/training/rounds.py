@@ -361,10 +361,12 @@ def evaluate_partitions(work: Work, blocks: Sequence[Block], partitions: Sequenc
 
 def evaluate_together(
     work: Work, blocks: Sequence[Block], lists: Sequence[Sequence[SparsePartition]], n_threads: int
-) -> Tally:
-    """The same of several lists of partitions, in threads of this process."""
+) -> tuple[Tally, float]:
+    """The same of several lists of partitions, in threads of this process, and the seconds that it took."""
+    started = time.perf_counter()
     with ThreadPoolExecutor(n_threads) as pool:
-        return merge_tallies(list(pool.map(functools.partial(evaluate_partitions, work, blocks), lists)))
+        total = merge_tallies(list(pool.map(functools.partial(evaluate_partitions, work, blocks), lists)))
+    return total, time.perf_counter() - started
 
 
 def evaluate_apart(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
