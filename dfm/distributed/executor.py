@@ -98,7 +98,7 @@ class DaskExecutor:
     `bounds`. cuts_pushes: whether pushes are cut into blocks before they travel, or travel whole, which saves a task
     for each part. resources: what a training task takes of its worker (see `backends`). stretch: rounds that one task
     trains, where it is more than one, in threads of one worker, which then has the rows of all; of `home`, its number
-    among them.
+    among them. judges_at_home: it has the held-out rows, too, and judges them.
     """
 
     watch: Watch
@@ -110,6 +110,7 @@ class DaskExecutor:
     resources: Mapping[str, float] | None = None
     stretch: int = 1
     home: int = 0
+    judges_at_home: bool = False
     judging_seconds: float = field(init=False, default=0.0)
     _flights: collections.deque[_Flight] = field(init=False, default_factory=collections.deque)
     _recent: collections.deque[list[Future]] = field(init=False, default_factory=lambda: collections.deque(maxlen=2))
@@ -188,8 +189,9 @@ class DaskExecutor:
         """Metrics on the held-out rows, of the blocks submitted last; empty where there are no such rows."""
         if not self.held_out:
             return {}
-        if self.stretch > 1:
+        if self.judges_at_home and self.stretch > 1:
             return self._evaluate_at_home(work, meanwhile)
+        self.judging_seconds = 0.0
         # Without a wish of where to: Dask goes where the rows lie.
         tallies = [
             self.watch.submit(rounds.evaluate_partitions, work, self.blocks, partitions) for partitions in self.held_out

@@ -89,6 +89,7 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
     training, objective, unit = run.job.training, run.order.objective, prepared.reading.units.label
     bounds, cuts_pushes = start.cut_table(run, prepared.summary)
     stretch = 1 if training.validate == "average" else rounds_together(run, prepared, len(bounds) - 1)
+    judged = judged_together(run, prepared, run.number) if stretch > 1 else None
     found = tuned(run, prepared)
     return TrainingLoop(
         work=dataclasses.replace(
@@ -114,11 +115,12 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
         executor=DaskExecutor(
             run.watch,
             prepared.replicas if stretch == 1 else brought_together(run, prepared, run.number),
-            prepared.validation if stretch == 1 else judged_together(run, prepared, run.number),
+            prepared.validation if judged is None else judged,
             bounds=bounds,
             cuts_pushes=cuts_pushes,
             resources=run.choice.resources,
             stretch=stretch,
+            judges_at_home=judged is not None,
             home=run.number,
         ),
         manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_finite, objective)),

@@ -72,12 +72,12 @@ def brought_together(run: Run, prepared: Prepared, home: int) -> list[Future]:
         return prepared.opened[near]
 
 
-def judged_together(run: Run, prepared: Prepared, home: int) -> list[Future]:
-    """The rows to validate on, on that worker, where they are few enough; else where they are."""
-    addresses, account = run.watch.addresses(), prepared.validation_account
+def judged_together(run: Run, prepared: Prepared, home: int) -> list[Future] | None:
+    """The rows to validate on, on that worker, too; None where they are too many."""
+    addresses, account = run.watch.addresses(), prepared.account
     near, of_a_row = addresses[home % len(addresses)], account.entries.n_entries / max(account.entries.n_rows, 1)
-    if not _fit_one(run, account.accepted, of_a_row):
-        return prepared.validation
+    if not _fit_one(run, account.accepted + prepared.validation_account.accepted, of_a_row):
+        return None
     with prepared.lock:
         if near not in prepared.judged:
             prepared.judged[near] = _judged(run, prepared, home, near, addresses)
@@ -86,7 +86,7 @@ def judged_together(run: Run, prepared: Prepared, home: int) -> list[Future]:
 
 def _judged(run: Run, prepared: Prepared, home: int, near: str, addresses: Sequence[str]) -> list[Future]:
     if prepared.origin is not None:
-        n_factored, parts = prepared.summary.n_factored, judged_together(run, prepared.origin, home)
+        n_factored, parts = prepared.summary.n_factored, judged_together(run, prepared.origin, home) or []
         return [run.watch.submit(with_factored, part, n_factored, near=near) for part in parts]
     how = prepared.held_out, prepared.vocabulary, prepared.vocabulary_key
     return [

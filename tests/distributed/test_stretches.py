@@ -78,8 +78,14 @@ def test_the_rows_of_a_stretch_lie_on_one_worker_before_it_begins(
     brought: list[Future] = []
 
     def bring(*arguments: Any) -> list[Future]:
-        brought.extend(stretches.brought_together(*arguments))
-        return brought
+        trained = stretches.brought_together(*arguments)
+        brought.extend(trained)
+        return trained
+
+    def judge(*arguments: Any) -> list[Future] | None:
+        judged = stretches.judged_together(*arguments)
+        brought.extend(judged or [])
+        return judged
 
     def look(event: dict[str, Any]) -> None:
         if event["event"] == "epoch":
@@ -87,9 +93,22 @@ def test_the_rows_of_a_stretch_lie_on_one_worker_before_it_begins(
 
     together(monkeypatch, 5)
     monkeypatch.setattr(loops, "brought_together", bring)
+    monkeypatch.setattr(loops, "judged_together", judge)
     places: set[str] = set()
     jobs.train(tables_of(log, tmp_path, n_epochs=1), two_workers, on_event=look)
-    assert (len(brought), len(places)) == (3, 1)
+    assert len(brought) > 3
+    assert len(places) == 1
+
+
+def test_rows_that_are_too_many_for_the_worker_that_trains_are_judged_where_they_are(
+    log: Path, client: Client, two_workers: Client, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    expected = jobs.train(tables_of(log, tmp_path / "apart"), client)
+    together(monkeypatch, 5)
+    monkeypatch.setattr(stretches, "_MOST_BYTES", 0)
+    monkeypatch.setattr(rounds, "evaluate_together", None)
+    result = jobs.train(tables_of(log, tmp_path / "together"), two_workers)
+    assert (result.parameters_sha256, result.metrics) == (expected.parameters_sha256, expected.metrics)
 
 
 @pytest.mark.parametrize("way", ["choice", "few factors", "many factors"])
