@@ -108,7 +108,7 @@ def test_rows_that_are_too_many_for_the_worker_that_trains_are_judged_where_they
     monkeypatch.setattr(stretches, "_MOST_BYTES", 0)
     monkeypatch.setattr(rounds, "evaluate_together", None)
     result = jobs.train(tables_of(log, tmp_path / "together"), two_workers)
-    assert (result.parameters_sha256, result.metrics) == (expected.parameters_sha256, expected.metrics)
+    assert (result.parameters_sha256, result.validation) == (expected.parameters_sha256, expected.validation)
 
 
 @pytest.mark.parametrize("way", ["choice", "few factors", "many factors"])
