@@ -41,9 +41,9 @@ def _moved(numbers, quotients, before, total):  # type: ignore[no-untyped-def]
     (fixed, per_row), (value, start), (move, growth) = quotients, before, total
     _, weights, accumulators, outer = numbers
     divisor = fixed + weights.history * start + weights.growth * growth
-    value = value + outer.rate * (move / maximum(divisor, TINY))
+    value = value + outer.rate * (move / maximum(TINY, divisor))
     divisor = per_row + accumulators.history * start + accumulators.growth * growth
-    return value, start + growth / maximum(divisor, TINY)
+    return value, start + growth / maximum(TINY, divisor)
 
 
 @functools.cache

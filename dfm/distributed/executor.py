@@ -116,7 +116,8 @@ class DaskExecutor:
     _recent: collections.deque[list[Future]] = field(init=False, default_factory=lambda: collections.deque(maxlen=2))
     """Blocks of the last finished rounds. Held until copies of the next ones lie on all workers, they spare Dask to
     compute more than a round again when a worker is lost."""
-    _addresses: list[str] = field(init=False, default_factory=list)
+    _threads: Mapping[str, int] = field(init=False, default_factory=dict)
+    """Of each worker, by address."""
     _places: Workplaces = field(init=False, default=Workplaces(1, 1))
 
     def begin_epoch(self, work: Work) -> int:
@@ -127,8 +128,12 @@ class DaskExecutor:
         return max(1, work.chosen.n_walks(self._places) // len(self._addresses))
 
     def _see_workers(self) -> None:
-        threads = self.watch.threads()
-        self._addresses, self._places = list(threads), Workplaces(sum(threads.values()), len(threads))
+        self._threads = self.watch.threads()
+        self._places = Workplaces(sum(self._threads.values()), len(self._threads))
+
+    @property
+    def _addresses(self) -> list[str]:
+        return list(self._threads)
 
     def submit(self, stretch: Sequence[Round]) -> None:
         """Submit some rounds; the blocks of the next ones depend on those of the last of them."""
@@ -202,14 +207,15 @@ class DaskExecutor:
         return tally.metrics()
 
     def _evaluate_at_home(self, work: Work, meanwhile: Callable[[], None]) -> Metrics:
-        """The same where rounds are trained together, before the next ones."""
-        if not self._addresses:
+        """The same where rounds are trained together; the next ones wait for it, where that worker has one thread."""
+        if not self._threads:
             self._see_workers()
-        judged = self.watch.submit(
-            rounds.evaluate_together, work, self.blocks, self.held_out, self._places.n_threads, near=self._home
-        )
+        what = work, self.blocks, self.held_out, self._places.n_threads
+        # Tasks that are submitted within a moment have one priority, and run in any order.
+        judged = self.watch.submit(rounds.evaluate_together, *what, near=self._home, priority=1)
         meanwhile()
-        tally, self.judging_seconds = self.watch.result(judged)
+        tally, seconds = self.watch.result(judged)
+        self.judging_seconds = seconds if self._threads[self._home] == 1 else 0.0
         metrics: Metrics = tally.metrics()
         return metrics
 

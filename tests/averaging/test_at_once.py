@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +112,26 @@ def test_the_bytes_are_those_of_summands_and_their_merge(
 ) -> None:
     expected, found = both_ways(seed, n_replicas, layout, rule)
     assert bytes_of(found) == bytes_of(expected)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.weights} {rule.accumulators}")
+def test_sums_of_squares_that_overflow_leave_no_finite_number(rule: MergeRule) -> None:
+    """So that a training that went astray is told."""
+    rng, layout = np.random.default_rng(0), Layout("adagrad", 8)
+    table = a_table(rng, layout, 8, 8)
+    touched = [
+        dataclasses.replace(rows_that_touch(rng, 8, 8), features=np.arange(8, dtype=np.uint32), n_factored=8)
+    ] * 2
+    abreast, before = Abreast(table, touched), pull([table], touched[0].features)
+    trained = [abreast.pull(0), abreast.pull(1)]
+    for local in trained:
+        for block in layout.touched:
+            local[block.name][:, block.lanes :] = 3e38
+    summands = combine_all([contribute(rule, touched[0], before, local.copy()) for local in trained])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for merged in (finalise(rule, table, 0, summands, 2, STEP)[0], abreast.average(rule, trained, STEP, map)):
+            for block in layout.touched:
+                assert not np.isfinite(merged[block.name]).all(axis=1).any()
 
 
 @pytest.mark.parametrize("rows", [16, 48])
