@@ -173,6 +173,13 @@ class Objective:
         return not self.info.sha256 and is_paired(self.info.name)
 
     @property
+    def own_loss(self) -> CompiledLoss | CustomLoss | None:
+        """The loss of single rows that is a metric of its own; None where the metrics of the task say all, of pairs of
+        rows, and of a user's function that is not at hand.
+        """
+        return None if self.is_plain or self.is_paired else self.loss
+
+    @property
     def label_kind(self) -> str:
         """Which labels are legal, as `encoding` names it."""
         return self.task if self.info.sha256 else LOSSES[self.info.name].labels
@@ -253,10 +260,10 @@ class Objective:
     def tally(self, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Tally:
         """Metrics of raw scores, labels, and weights or None, each float[n_rows]; refused as `metrics` says."""
         of_task = self._of_task(np.asarray(scores, np.float32), labels, weights)
-        if self.is_plain or self.is_paired or self.loss is None:
+        if self.own_loss is None:
             return of_task
         values, targets, masses = checked_rows(scores, labels, weights)
-        total = total_loss(self.loss)(values, targets, masses)
+        total = total_loss(self.own_loss)(values, targets, masses)
         return LossTally(float(masses.sum()), float(total), of_task)
 
     def _of_task(self, scores: NDArray[np.float32], labels: ArrayLike, weights: ArrayLike | None) -> Tally:
