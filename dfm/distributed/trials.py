@@ -21,7 +21,8 @@ from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Ended, Event, OnEvent, Run
 from dfm.distributed.tuning import row_scale
 from dfm.distributed.variants import with_least
-from dfm.errors import DfmError, DivergenceError, SettingsError
+from dfm.errors import DivergenceError, SettingsError
+from dfm.model.objective import UndefinedMetricError
 from dfm.settings.constraints import show
 from dfm.settings.job import Job
 from dfm.settings.tables import ALS, SGD
@@ -52,11 +53,19 @@ def open_trials(
     inputs = find_inputs(order.job, pins)
     check(inputs)
     check_trials(inputs, order)
-    order = order.of_fields(inputs.schema)
+    order = _comparing(order.of_fields(inputs.schema))
     tell(plan_event(inputs))
     cluster = backends.cluster_of(order, inputs)
     with connect.client_of(cluster, client) as own, begun(order, inputs, own, tell) as run:
         yield Trials(run, prepare_rows(run))
+
+
+def _comparing(order: Order) -> Order:
+    """The order, in which the metric that compares trials must be defined, also of pairs of rows."""
+    objective = order.objective
+    if not objective.is_paired:
+        return order
+    return dataclasses.replace(order, objective=dataclasses.replace(objective, stop_on=objective.watched))
 
 
 def check_trials(inputs: Inputs, order: Order) -> None:
@@ -130,9 +139,14 @@ class Trials:
             logger.log(logging.INFO if self._has_warned else logging.WARNING, "a trial diverged: %s", error)
             self._has_warned = True
             return math.inf, str(error)
-        found = loop.objective.cost(loop.best.metrics) if loop.best else None
+        except UndefinedMetricError as error:
+            raise SettingsError(
+                f"{error.args[0]}, so that trials cannot be compared. Name others in data.validation"
+            ) from error
+        assert loop.best is not None
+        found = loop.objective.cost(loop.best.metrics)
         if found is None:
-            raise DfmError("a trial has no validation loss; please report this")
+            return math.inf, f"{self.metric} of the rows to validate on is no finite number"
         return found, ""
 
     def end(self) -> None:
