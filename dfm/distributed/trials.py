@@ -109,7 +109,7 @@ class Trials:
         settings: `learning_rate` and `l2_linear` in units of the automatic ones, `init_scale` of the automatic
         init_stdev, `factor_rate_scale`, `l2_factors`, `min_count_factors`, `n_factors`; what is not given is the
         default. inf where training diverged; why the first one did is logged as a warning. SettingsError for other
-        names.
+        names, and where the validation rows do not define `metric`.
         """
         default = trials_of(self.run.job)[0]
         known = {entry.name for entry in dataclasses.fields(Trial)} - {"number"}
@@ -135,6 +135,10 @@ class Trials:
         """The best loss, as `loss` has it, after a loop walked on to an epoch; where it diverged inf, and why."""
         try:
             loop.run(until)
+            assert loop.best is not None
+            found = loop.objective.cost(loop.best.metrics)
+            if found is None:
+                raise DivergenceError(f"{loop.objective.watched} of the rows to validate on is no finite number")
         except DivergenceError as error:
             logger.log(logging.INFO if self._has_warned else logging.WARNING, "a trial diverged: %s", error)
             self._has_warned = True
@@ -143,10 +147,6 @@ class Trials:
             raise SettingsError(
                 f"{error.args[0]}, so that trials cannot be compared. Name others in data.validation"
             ) from error
-        assert loop.best is not None
-        found = loop.objective.cost(loop.best.metrics)
-        if found is None:
-            return math.inf, f"{self.metric} of the rows to validate on is no finite number"
         return found, ""
 
     def end(self) -> None:

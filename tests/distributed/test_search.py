@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from dfm import jobs
 from dfm.distributed.trials import Trials
 from dfm.errors import DivergenceError, RunCancelled, SettingsError
 from dfm.events import faults_of
+from dfm.model.objective import Objective
 from dfm.runs.termination import interrupt, stoppable
 from dfm.settings.job import Job, load_job
 from dfm.settings.toml import to_toml
@@ -220,6 +223,15 @@ def test_a_search_of_nothing_but_divergence_fails_and_says_why(
     assert not (tmp_path / "out" / "best.toml").exists()
     with pytest.raises(DivergenceError, match=why):  # from what is noted
         searched(log, tmp_path, client, tables=tables)
+
+
+def test_a_trial_whose_loss_is_no_finite_number_has_diverged() -> None:
+    """As of `poisson`, where the exponential of a score is beyond all numbers."""
+    best = SimpleNamespace(metrics={"loss": None, "rmse": None})
+    loop: Any = SimpleNamespace(run=lambda until: None, best=best, objective=Objective.of("regression", "poisson"))
+    nothing: Any = None
+    found = Trials(nothing, nothing).walked(loop, None)
+    assert found == (math.inf, "loss of the rows to validate on is no finite number")
 
 
 def test_settings_that_somebody_else_searches_are_tried_on_the_same_rows(
