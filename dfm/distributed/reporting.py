@@ -176,8 +176,8 @@ def look_at_rows(
     evaluation = evaluated(model, scored, scoring.slicing)
     if effort is None:
         return Seen(evaluation, None)
-    good = [rows.data for _, rows, _ in scored]
-    return Seen(evaluation, drawn_of(model, zip([batch.place for batch in batches], good, strict=True), effort))
+    good = [(batch.place, rows.data, account) for batch, (account, rows, _) in zip(batches, scored, strict=True)]
+    return Seen(evaluation, drawn_of(model, good, effort))
 
 
 def _some(reading: Reading, units: Sequence[Unit], columns: list[str], share: float) -> list[Batch]:

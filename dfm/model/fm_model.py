@@ -115,6 +115,16 @@ class FMModel:
         """The hashing of single values."""
         return Tokens(self.schema, self.vocabulary.hash_bits, self.statistics)
 
+    @property
+    def is_probit(self) -> bool:
+        """Whether predictions are means of probabilities of probits, and not links of scores."""
+        return self.draws is not None and self.task == "classification"
+
+    @property
+    def n_factors(self) -> int:
+        """Numbers of a vector; of draws, which `table` has side by side, of one of them."""
+        return self.table.layout.n_factors // (1 if self.draws is None else self.draws.number)
+
     @functools.cached_property
     def _kernel(self) -> numba_cpu.Scores:
         return numba_cpu.compile_scores(self.table.layout)
@@ -139,10 +149,10 @@ class FMModel:
         )
         n_fields, name, layout = len(self.schema.fields), self.objective.info.name, self.table.layout
         vectors = f"{len(layout.degrees)} x " if len(layout.degrees) > 1 else ""
-        draws = f" of {self.draws.number} draws" if self.draws is not None and self.draws.number > 1 else ""
+        draws = f" in each of {self.draws.number} draws" if self.draws is not None and self.draws.number > 1 else ""
         return (
             f"FMModel({layout.family}, {name}, {n_fields} field{'s' if n_fields > 1 else ''}, "
-            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {vectors}{layout.n_factors} "
+            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {vectors}{self.n_factors} "
             f"factors{draws}{metrics})"
         )
 
@@ -247,7 +257,7 @@ class FMModel:
 
     def check_is_machine(self, what: str) -> None:
         """SettingsError where no single machine has the model's scores: where they are of mean probabilities."""
-        if self.draws is not None and self.task == "classification":
+        if self.draws is not None and self.is_probit:
             several = f"the mean probability of {self.draws.number} machines"
             gives = several if self.draws.number > 1 else "the probability of a probit, which is no logit"
             raise SettingsError(
@@ -268,7 +278,8 @@ class FMModel:
     def factors(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
         """The factors V of each value of a field, float32[n_values, n_factors]; zeros where it has none.
 
-        Of a family with several vectors float32[n_values, n_vectors * n_factors]: group by group, or order by order.
+        Of a family with several vectors float32[n_values, n_vectors * n_factors]: group by group, or order by order; of
+        draws float32[n_values, n_draws * n_factors]: draw by draw, each divided by sqrt(n_draws).
         """
         rows = self.parameter_rows(column, values)
         found = np.zeros((len(rows), self.table.layout.row_factors), np.float32)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dfm.data.accounting import RowAccount
 from dfm.errors import DataError
 from dfm.model.pair_strength import PAIR_ROWS, pair_records
 
@@ -56,7 +57,8 @@ class Effort:
 class Damage:
     """Weighted losses of rows. plain: as they are; missing [n_columns]: without one column, NaN where rows need it;
     permuted [n_repeats, n_columns]: with the values of another row in it. pairs [n_fields, n_fields]: weighted absolute
-    terms of pairs of fields, of rows that weigh `pair_weight`; [0, 0] where pairs are not measured.
+    terms of pairs of fields, of rows that weigh `pair_weight`; [0, 0] where pairs are not measured. account: of all
+    rows that these were drawn from.
     """
 
     rows: int
@@ -66,6 +68,7 @@ class Damage:
     permuted: NDArray[np.float64]
     pairs: NDArray[np.float64]
     pair_weight: float = 0.0
+    account: RowAccount = field(default_factory=RowAccount)
 
     def __add__(self, other: Damage) -> Damage:
         return Damage(
@@ -76,6 +79,7 @@ class Damage:
             self.permuted + other.permuted,
             self.pairs + other.pairs,
             self.pair_weight + other.pair_weight,
+            self.account + other.account,
         )
 
     @classmethod
