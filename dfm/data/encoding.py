@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import hashing
-from dfm.data.arrow_types import from_integers, is_list, plain
+from dfm.data.arrow_types import from_integers, plain
 from dfm.data.coded_rows import CodedColumns, count_codes
-from dfm.data.columns import LARGEST, Flags, Floats, feature_column, parse_numbers
+from dfm.data.columns import LARGEST, Flags, Floats, check_categories, feature_column, parse_numbers
 from dfm.data.derive import without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
 from dfm.data.known_tables import MOST_CODES, KnownTables
@@ -29,7 +29,6 @@ from dfm.data.small_numbers import are_looked_up, small_number_indices
 from dfm.data.targets import checked_labels, checked_weights
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, standardized
 from dfm.data.vocabulary import FeatureTally
-from dfm.errors import DataError
 
 _CROSS_BITS = 30
 """Columns of a cross are hashed to this many bits, whatever the model's hash_bits, so that crosses rarely collide."""
@@ -197,11 +196,7 @@ class _BatchColumns:
         if entry.kind == "vector":
             return self._vector(entry)
         array = self.column(entry.name)
-        if is_list(array.type):
-            raise DataError(
-                f"column {entry.name!r} holds lists ({array.type}), but the schema calls it a single category; "
-                f'write one value a row, or of a job name it in [schema] lists = ["{entry.name}"]'
-            )
+        check_categories(array.type, entry.name)
         return self._category(entry.name, array)
 
     def _category(self, column: str, array: pa.Array) -> _Column:

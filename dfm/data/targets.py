@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data import labels
-from dfm.data.columns import Flags, parse_numbers
+from dfm.data.columns import Flags, check_numbers, parse_numbers
 from dfm.data.derive import without_missing
 from dfm.data.row_checks import RowCheck
 from dfm.data.schema import ResolvedSchema
@@ -39,6 +39,7 @@ def checked_labels(data: pa.RecordBatch, schema: ResolvedSchema, task: str, chec
         positive, missing = labels.positive_rows(array, schema.label_positive, schema.label)
         check.reject(missing, schema.label, "label is missing", array)
         return positive.astype(np.float32)
+    check_numbers(array.type, schema.label, "label")
     values, present, unparsed = parse_numbers(array, schema.label, schema.numbers)
     check.reject(~present, schema.label, "label is missing", array)
     check.reject(unparsed, schema.label, labels.NO_NUMBER, array)
@@ -53,6 +54,7 @@ def checked_weights(data: pa.RecordBatch, schema: ResolvedSchema, check: RowChec
     if not (column := schema.weight):
         return _NO_FLOATS
     array = without_missing(data.column(column), schema.missing)
+    check_numbers(array.type, column, "weight")
     values, present, unparsed = parse_numbers(array, column, schema.numbers)
     check.reject(~present | unparsed, column, "weight is missing or not a number", array)
     check.reject(~np.isfinite(values), column, "weight is not finite", array)

@@ -102,7 +102,8 @@ def _has_losses(run: Run) -> bool:
 def _widest_column(run: Run, prepared: Prepared) -> str:
     """The column of categories with most features; "" without any."""
     schema = run.inputs.schema
-    counts = run.watch.result(run.watch.submit(count_fields, prepared.vocabulary))
+    names = [entry.name for entry in schema.fields]
+    counts = run.watch.result(run.watch.submit(count_fields, prepared.vocabulary, names))
     made = {entry.name for entry in schema.derived}
     sizes = {
         entry.name: count.features

@@ -258,7 +258,8 @@ class BaseFactorizationMachine(Parametrised):
         options = self._feature_options()
         self._features = source.learn(options, self._encoding)
         if isinstance(self._features, TableFeatures):
-            tell_what_says_nothing(self._features.schema, self._features.vocabulary, options.table.min_count)
+            known = self._features
+            tell_what_says_nothing(known.schema, known.statistics, known.vocabulary, options.table.min_count)
         if source.columns is not None:
             self._record_columns(*source.columns)
         return summary

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from dfm.data.hashing import expected_collisions
 from dfm.data.schema import ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import Vocabulary
 from dfm.training.diagnosis import column_findings, count_fields
 
@@ -35,10 +36,13 @@ def tell_left_out(left_out: Mapping[str, str]) -> None:
     )
 
 
-def tell_what_says_nothing(schema: ResolvedSchema, vocabulary: Vocabulary, min_count: int) -> None:
+def tell_what_says_nothing(
+    schema: ResolvedSchema, statistics: Mapping[str, NumberStatistics], vocabulary: Vocabulary, min_count: int
+) -> None:
     """Name columns of one value, and those whose values are nearly all their own, like the id of a row."""
     collided_share = expected_collisions(vocabulary.n_features, vocabulary.hash_bits)
-    for finding in column_findings(schema, count_fields(vocabulary), min_count, collided_share):
+    counts = count_fields(vocabulary, [entry.name for entry in schema.fields])
+    for finding in column_findings(schema, statistics, counts, min_count, collided_share):
         _log_once(_TABLE.sub("", f"{finding.message} ({', '.join(finding.knobs)})"))
 
 
