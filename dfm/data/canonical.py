@@ -14,7 +14,7 @@ import datetime
 import decimal
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numba
@@ -331,11 +331,32 @@ def _weighted(values: Any) -> pa.Array | None:
         return None
 
 
-def _texts(values: Any) -> list[Any] | None:
+def texts_apart(values: Any, array: pa.Array, missing: Collection[str], are_numbers: bool) -> pa.Array | None:
+    """The array of a column of several types, null where text means a missing value, where numbers became such text: a
+    number is never missing, whatever stands beside it. None of every other column.
+
+    values, array: those of `arrow_array` and the array that it made of them.
+    """
+    became_text = _is_objects(values) and array.type in (pa.string(), pa.list_(pa.string()))
+    if not missing or not became_text or set(map(type, values)) <= {str, type(None)}:
+        return None
+    texts = _texts(values, lambda value: _text_apart(value, missing, are_numbers))
+    known = [text for each in texts or () for text in (each if isinstance(each, list) else [each])]
+    return None if set(missing).isdisjoint(known) else pa.array(texts, array.type)
+
+
+def _text_apart(value: Any, missing: Collection[str], are_numbers: bool) -> str | None:
+    if isinstance(value, str):
+        return None if value in missing else value
+    return value_text(int(value) if are_numbers and isinstance(value, _TRUTHS) else value)
+
+
+def _texts(values: Any, text_of: Callable[[Any], str | None] | None = None) -> list[Any] | None:
     """Text of every value or, in lists, of every element; None where one is no scalar that has a text."""
+    text_of = text_of or value_text
     try:
         return [
-            [value_text(element) for element in value] if isinstance(value, list | tuple) else value_text(value)
+            [text_of(element) for element in value] if isinstance(value, list | tuple) else text_of(value)
             for value in values
         ]
     except TypeError:

@@ -18,7 +18,7 @@ from dfm.compilation import compiled
 from dfm.data import hashing
 from dfm.data.arrow_types import from_integers, is_list, plain
 from dfm.data.coded_rows import CodedColumns, count_codes
-from dfm.data.columns import LARGEST, Flags, Floats, feature_column, parse_numbers
+from dfm.data.columns import LARGEST, Flags, Floats, feature_column, missing_texts, parse_numbers
 from dfm.data.derive import without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
 from dfm.data.known_tables import MOST_CODES, KnownTables
@@ -337,7 +337,7 @@ class _BatchColumns:
     def _list(self, entry: Field, bits: int = 0) -> _Column:
         """Every element is a category; a missing or empty list is the missing category."""
         found = lists_of(self.column(entry.name), entry.name, self.schema.list_separator)
-        elements = without_missing(found.elements, self.schema.missing)
+        elements = without_missing(found.elements, missing_texts(self.data, entry.name, self.schema))
         indices = hashing.hash_category(elements, entry.name, bits or self.hash_bits, self.form)
         lengths = np.diff(found.offsets)
         missing = hashing.token_index(entry.name, hashing.MISSING, bits or self.hash_bits)

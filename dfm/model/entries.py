@@ -140,7 +140,7 @@ def narrowed(schema: ResolvedSchema, fields: Sequence[Field]) -> ResolvedSchema:
 def batches_with(model: Scorer, data: Any, fields: Sequence[Field]) -> list[pa.RecordBatch]:
     """The columns that some fields are made of, of rows in any form that a model scores."""
     schema = narrowed(model.schema, fields)
-    return list(batches_of(in_columns(data, schema), schema.columns, numeric_of(schema)))
+    return list(batches_of(in_columns(data, schema), schema.columns, numeric_of(schema), schema.missing))
 
 
 def entries_of(model: Scorer, batch: pa.RecordBatch, fields: Sequence[Field]) -> Entries:

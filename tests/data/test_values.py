@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import math
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +27,7 @@ from dfm.errors import DataError, SettingsError
 from dfm.model.export import export, hashed_inputs
 from dfm.model.fm_model import FMModel
 from dfm.model.manifest import check_manifest
+from dfm.model.rows import batches_of, numeric_of
 from dfm.settings.job import load_job
 from dfm.settings.tables import Schema
 from tests.support.small_jobs import in_process_client
@@ -89,6 +93,42 @@ def test_the_row_encoder_knows_what_is_missing():
     for value in ("NA", None, "", math.nan, "nan"):
         rows = encoder.encode({"c": ["NA"], "n": [value]}, 1)
         assert rows.indices.tolist() == [category("c", None), bucket("n", 0)]
+
+
+MIXED = {
+    "categories": ["7", 0, "0", None],
+    "floats": ["7", 0.0, "0", math.nan],
+    "decimals": [Decimal("0.0"), 0.0, "0", 1.5],
+    "truths": ["x", False, "0", True],
+    "lists": [["7"], [0], ["0", "b"], None],
+}
+
+
+@pytest.mark.parametrize("form", [dict, pd.DataFrame])
+@pytest.mark.parametrize("values", MIXED.values(), ids=MIXED)
+def test_a_number_is_never_missing_whatever_stands_beside_it(values: list[Any], form: Callable[[Any], Any]) -> None:
+    settings = {"lists": ("x",)} if isinstance(values[0], list) else {"categorical": ("x",)}
+    schema = resolve(Schema(**settings, missing=("0", "false")), ["label", "x"])
+    together = entries_in_rows(schema, form({"x": values}))
+    alone = [entries_in_rows(schema, form({"x": [value]}))[0] for value in values]
+    assert together == alone
+    assert len(set(map(str, alone))) > 2
+
+
+@pytest.mark.parametrize("form", [dict, pd.DataFrame])
+def test_a_quantity_is_never_missing_whatever_stands_beside_it(form: Callable[[Any], Any]) -> None:
+    schema = resolve(Schema(numeric=("x", "y"), derive={"h": "hour(t)"}, missing=("0",)), ["label", "x", "y", "t"])
+    moments = ["2026-11-20 07:05:00"] * 4
+    data = form({"x": ["7", 0, "0", None], "y": ["0", True, 0, "1"], "t": moments})
+    assert entries_in_rows(schema, data) == entries_in_rows(
+        schema, {"x": [7.0, 0.0, None, None], "y": [None, 1.0, 0.0, 1.0], "t": moments}
+    )
+
+
+def entries_in_rows(schema: ResolvedSchema, data: Any) -> list[list[tuple[int, float]]]:
+    """The entries that a model sees in rows."""
+    (batch,) = batches_of(data, schema.columns, numeric_of(schema), schema.missing)
+    return entries(encode_batch(batch, schema, BITS, {}, None))
 
 
 # ----------------------------------------------------------------------------------------------- lists ----
