@@ -320,15 +320,26 @@ def _is_objects(values: Any) -> bool:
 
 
 def _weighted(values: Any) -> pa.Array | None:
-    """Lists of pairs (category, weight), as which Arrow hands out maps, as a map; None where they are others."""
-    pairs = [pair for value in values if isinstance(value, list | tuple) for pair in value]
-    if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+    """Lists of pairs (category, weight), as which Arrow hands out maps, and of what JSON makes of them, as a map; None
+    where they are others.
+    """
+    rows = [list(value.items()) if isinstance(value, dict) else value for value in values]
+    pairs = [pair for row in rows if isinstance(row, list | tuple) for pair in row]
+    if not pairs or not all(map(_is_weighted, pairs)):
         return None
     keys = pa.map_(pa.string(), pa.float64())
     try:
-        return pa.array([value if value is None else [(value_text(k), w) for k, w in value] for value in values], keys)
+        return pa.array([row if row is None else [(value_text(k), w) for k, w in row] for row in rows], keys)
     except (pa.ArrowException, TypeError, ValueError):
         return None
+
+
+def _is_weighted(pair: Any) -> bool:
+    """Whether it is a pair of a category and its weight: as a list only where nobody could take it for two values."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    told = isinstance(pair[0], str) and isinstance(pair[1], int | float | type(None)) and type(pair[1]) is not bool
+    return isinstance(pair, tuple) or told
 
 
 def texts_apart(values: Any, array: pa.Array, missing: Collection[str], are_numbers: bool) -> pa.Array | None:

@@ -27,7 +27,7 @@ from dfm.errors import DataError, SettingsError
 from dfm.model.export import export, hashed_inputs
 from dfm.model.fm_model import FMModel
 from dfm.model.manifest import check_manifest
-from dfm.model.rows import batches_of, numeric_of
+from dfm.model.rows import batches_of, in_columns, numeric_of
 from dfm.settings.job import load_job
 from dfm.settings.tables import Schema
 from tests.support.small_jobs import in_process_client
@@ -172,6 +172,26 @@ def test_elements_have_the_weights_that_the_data_give_them(array, rule, values):
         [(category("l", None), 1.0)],
         [(category("l", None), 1.0)],
     ]
+
+
+@pytest.mark.parametrize("form", [dict, tuple, list], ids=["dicts", "pairs", "pairs of JSON"])
+def test_rows_of_python_have_weighted_elements_in_every_form_of_a_pair(form: Any) -> None:
+    rows = [
+        row if row is None else dict(row) if form is dict else [form(pair) for pair in row.items()] for row in WEIGHTED
+    ]
+    schema = resolve(Schema(lists=("l",)), ["label", "l"])
+    expected = entries_in_rows(schema, {"l": LAYOUTS["map"]})
+    assert entries_in_rows(schema, in_columns([{"l": row} for row in rows], schema)) == expected
+    beside = [*rows, {"a": 3.0, "b": 4.0}]
+    assert entries_in_rows(schema, in_columns([{"l": row} for row in beside], schema)) == [*expected, expected[0]]
+
+
+def test_two_values_are_not_taken_for_a_value_and_its_weight() -> None:
+    schema = resolve(Schema(lists=("l",), list_weight="one"), ["label", "l"])
+    assert entries_in_rows(schema, {"l": [["u", 0.5]]}) == [[(category("l", text), 1.0) for text in ("u", "0.5")]]
+    for row in ([[1, 2]], [["u", "v"]], [["u", True]]):
+        with pytest.raises(DataError, match="column 'l'"):
+            entries_in_rows(schema, {"l": [row]})
 
 
 def test_dicts_without_any_key_are_lists_without_elements():
