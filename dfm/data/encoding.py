@@ -23,7 +23,7 @@ from dfm.data.derive import without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
 from dfm.data.known_tables import MOST_CODES, KnownTables
 from dfm.data.lists import Lists, lists_of
-from dfm.data.row_checks import NOT_FINITE, Problem, RowCheck
+from dfm.data.row_checks import NO_MOMENT, NOT_FINITE, Problem, RowCheck
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.small_numbers import are_looked_up, small_number_indices
 from dfm.data.targets import checked_labels, checked_weights
@@ -183,7 +183,7 @@ class _BatchColumns:
         array, unread = feature_column(self.data, name, self.schema)
         if unread is not None:
             for source in next(entry.columns for entry in self.schema.derived if entry.name == name):
-                self.check.reject(unread, source, "not a moment", self.data.column(source))
+                self.check.reject(unread, source, NO_MOMENT, self.data.column(source))
         return array
 
     def encode(self, entry: Field) -> _Column:

@@ -293,6 +293,15 @@ def test_text_that_is_no_moment_makes_its_row_a_bad_one():
     assert [row[1] for row in entries(found)] == [(category("d", "20"), 1.0), *[(category("d", None), 1.0)] * 2]
 
 
+def test_rows_whose_text_is_no_moment_are_refused_with_one_that_is(trained):
+    model, log, _ = trained
+    row = {**log.slice(0, 1).to_pylist()[0], "sent": "soon"}
+    expected = r"row 0: column 'sent': not a moment \('soon'\); pass a moment such as 2026-11-20 07:05:00, or None"
+    with pytest.raises(DataError, match=expected):
+        model.predict([row])
+    assert model.predict([{**row, "sent": "2026-11-20 07:05:00"}]).shape == (1,)
+
+
 def test_derived_columns_are_features_of_their_kind_unless_they_are_named():
     kinds = {"label": "int", "t": "timestamp[us]", "sent": "timestamp[us]"}
     derive = {"h": "hour(t)", "age": "hours(sent, t)"}
