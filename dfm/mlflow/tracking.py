@@ -42,7 +42,7 @@ _MODEL, _MANIFEST = "model", "model.json"
 _NO_METRICS = ("epoch", "seed", "event")
 _EXAMPLE_ROWS = 5
 _TOLERANCE = 1e-5
-"""How far predictions of the example may lie from those of the golden rows: of these the batch may be another one."""
+"""Largest difference between predictions of the example and those of the golden rows that it was made of."""
 
 
 def check_installed() -> None:

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
+from dask.system import CPU_COUNT
 from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, Field
@@ -42,8 +42,10 @@ MOST_FAULTS = 20
 MOST_TRIES = 200
 """Predictions that a search for bad rows takes: for 20 of them in 10,000 rows it may have to be content with fewer."""
 _BAD = (DataError, TypeError, ValueError, OverflowError)
+_SCORERS = ThreadPoolExecutor(CPU_COUNT, "scorers")
+"""Many rows are scored in as many requests at a time as there are processors: with more, probes wait for seconds."""
 _SEARCHES = ThreadPoolExecutor(1, "faults")
-"""Bad rows are looked for in one request at a time, beside the threads that score the others."""
+"""Bad rows are looked for in one request at a time."""
 _COLUMN = re.compile(r"column '([^']+)'")
 
 
@@ -116,7 +118,7 @@ def create_app(url: str, engine: str = "dfm", every: float = 10.0) -> FastAPI:
     app = FastAPI(title="dfm", lifespan=life)
     app.state.keeper = keeper
 
-    # Nothing here waits, and a probe must not wait for the threads that score: hence `async`.
+    # A probe must not wait for a thread: hence `async`, as nothing here waits.
     @app.get("/health")
     async def health() -> Response:
         served = keeper.served
@@ -187,11 +189,12 @@ async def answered(keeper: Keeper, metrics: Metrics, rows: Sequence[dict[str, An
 
 
 async def _scored(served: Served, rows: Sequence[dict[str, Any]], key: str) -> Response:
+    loop = asyncio.get_running_loop()
     try:
         few = len(rows) <= FEW_ROWS
-        found = served.predict(rows) if few else await run_in_threadpool(served.predict, rows)
+        found = served.predict(rows) if few else await loop.run_in_executor(_SCORERS, served.predict, rows)
     except _BAD as error:
-        found = await asyncio.get_running_loop().run_in_executor(_SEARCHES, faults, served, rows, key, error)
+        found = await loop.run_in_executor(_SEARCHES, faults, served, rows, key, error)
         return in_json({"detail": found}, 422)
     except Exception:  # counted, and told in the log, as no other request is harmed
         logger.exception("%d rows cannot be scored", len(rows))
