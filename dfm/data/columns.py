@@ -27,6 +27,18 @@ LARGEST = float(np.finfo(np.float32).max)
 """Numbers that are trained on as they are (labels, weights, columns as values) are float32."""
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+LOOKED_UP = {b"dfm": b"without missing"}
+"""Metadata of a column in which texts that mean a missing value were looked up before its numbers became text."""
+
+
+def missing_texts(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> tuple[str, ...]:
+    """Texts that mean a missing value in a column of the data; none where they were looked up before."""
+    return () if data.schema.field(name).metadata == LOOKED_UP else schema.missing
+
+
+def given_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> pa.Array:
+    """A column of the data without texts that mean a missing value."""
+    return without_missing(data.column(name), missing_texts(data, name, schema))
 
 
 def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> tuple[pa.Array, Flags | None]:
@@ -37,9 +49,9 @@ def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> t
     derived = next((entry for entry in schema.derived if entry.name == name), None)
     if derived is None:
         check_periods(data.schema.field(name))
-        array = without_missing(data.column(name), schema.missing)
+        array = given_column(data, name, schema)
         return canonical.integer_texts(array) if name in schema.integers else array, None
-    return derive(derived, {source: without_missing(data.column(source), schema.missing) for source in derived.columns})
+    return derive(derived, {source: given_column(data, source, schema) for source in derived.columns})
 
 
 def check_numbers(kind: pa.DataType, column: str, role: str = "") -> None:

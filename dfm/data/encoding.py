@@ -18,12 +18,20 @@ from dfm.compilation import compiled
 from dfm.data import hashing
 from dfm.data.arrow_types import from_integers, plain
 from dfm.data.coded_rows import CodedColumns, count_codes
-from dfm.data.columns import LARGEST, Flags, Floats, check_categories, feature_column, parse_numbers
+from dfm.data.columns import (
+    LARGEST,
+    Flags,
+    Floats,
+    check_categories,
+    feature_column,
+    missing_texts,
+    parse_numbers,
+)
 from dfm.data.derive import without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
 from dfm.data.known_tables import MOST_CODES, KnownTables
 from dfm.data.lists import Lists, lists_of
-from dfm.data.row_checks import NOT_FINITE, Problem, RowCheck
+from dfm.data.row_checks import NO_MOMENT, NOT_FINITE, Problem, RowCheck
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.small_numbers import are_looked_up, small_number_indices
 from dfm.data.targets import checked_labels, checked_weights
@@ -182,7 +190,7 @@ class _BatchColumns:
         array, unread = feature_column(self.data, name, self.schema)
         if unread is not None:
             for source in next(entry.columns for entry in self.schema.derived if entry.name == name):
-                self.check.reject(unread, source, "not a moment", self.data.column(source))
+                self.check.reject(unread, source, NO_MOMENT, self.data.column(source))
         return array
 
     def encode(self, entry: Field) -> _Column:
@@ -332,7 +340,7 @@ class _BatchColumns:
     def _list(self, entry: Field, bits: int = 0) -> _Column:
         """Every element is a category; a missing or empty list is the missing category."""
         found = lists_of(self.column(entry.name), entry.name, self.schema.list_separator)
-        elements = without_missing(found.elements, self.schema.missing)
+        elements = without_missing(found.elements, missing_texts(self.data, entry.name, self.schema))
         indices = hashing.hash_category(elements, entry.name, bits or self.hash_bits, self.form)
         lengths = np.diff(found.offsets)
         missing = hashing.token_index(entry.name, hashing.MISSING, bits or self.hash_bits)

@@ -96,7 +96,9 @@ class BaseFactorizationMachine(Parametrised):
         if goes_on:
             return self._known_data(X)
         options = self._table_options()
-        return as_arrow(X, named_in(X, options.numeric)) if is_table(X, options) else self._validated(X, reset=True)
+        if not is_table(X, options):
+            return self._validated(X, reset=True)
+        return as_arrow(X, named_in(X, options.numeric), options.missing)
 
     def _record_columns(self, n_columns: int, names: Sequence[str] | None) -> None:
         self.n_features_in_ = n_columns
@@ -135,7 +137,7 @@ class BaseFactorizationMachine(Parametrised):
         if not (is_columns(X) or is_arrow(X)) or not hasattr(self, "feature_names_in_"):
             return X
         names = list(self.feature_names_in_)
-        table = as_arrow(X, names)
+        table = as_arrow(X, names, self._table_options().missing)
         if missing := [name for name in names if name not in table.column_names]:
             raise DataError(f"the rows lack column {missing[0]!r}; the fit needs {', '.join(names)}")
         return table.select(names)
@@ -404,7 +406,9 @@ class BaseFactorizationMachine(Parametrised):
         assert isinstance(features, TableFeatures)
         names = TokenNames(features.model(self._tables[0], self._objective_of_fit(), {}))
         if input_features is not None:
-            for batch in as_arrow(input_features, numeric_of(features.schema)).combine_chunks().to_batches():
+            schema = features.schema
+            named = as_arrow(input_features, numeric_of(schema), schema.missing)
+            for batch in named.combine_chunks().to_batches():
                 names.add(batch)
         vocabulary, fields = features.vocabulary, [entry.name for entry in features.schema.fields]
         return np.array(

@@ -198,7 +198,7 @@ def _codes_and_weights(chunk: Chunk, labels: LabelEncoding) -> tuple[NDArray[np.
 
 def _chunk_table(data: Any, schema: ResolvedSchema) -> pa.Table:
     _check_columns(data, schema.columns)
-    return as_arrow(data, numeric_of(schema))
+    return as_arrow(data, numeric_of(schema), schema.missing)
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ class TableFeatures:
         cls, data: Any, options: TableOptions, n_factors: int, weights: NDArray[np.float32]
     ) -> tuple[TableFeatures, HashedRows]:
         """Schema, statistics and vocabulary of the training rows, and these rows; weights: as of `sketch_table`."""
-        table = as_arrow(data)
+        table = as_arrow(data, missing=options.missing)
         schema = resolve_columns({name: table.schema.field(name).type for name in table.column_names}, options)
         sketches = sketch_table(table, schema, weights)
         statistics = statistics_of({column: [sketch] for column, sketch in sketches.items()}, schema)
@@ -243,7 +243,10 @@ class TableFeatures:
     def rows(self, data: Any) -> HashedRows:
         """The rows of a table, or of an array whose columns are in the order of the schema's."""
         return encoded_rows(
-            as_arrow(data, numeric_of(self.schema)), self.schema, self.vocabulary.hash_bits, self.statistics
+            as_arrow(data, numeric_of(self.schema), self.schema.missing),
+            self.schema,
+            self.vocabulary.hash_bits,
+            self.statistics,
         )
 
     def scoring(self, data: Any) -> SparsePartition:
@@ -391,16 +394,16 @@ def names_of(data: Any) -> list[str] | None:
     return None
 
 
-def as_arrow(data: Any, numeric: Collection[str] = ()) -> pa.Table:
-    """A table in any of the accepted forms, as one of Arrow. numeric: names of columns that are wanted as numbers.
-    SettingsError where two columns have one name.
+def as_arrow(data: Any, numeric: Collection[str] = (), missing: Collection[str] = ()) -> pa.Table:
+    """A table in any of the accepted forms, as one of Arrow. numeric: names of columns that are wanted as numbers;
+    missing: texts that mean a missing value. SettingsError where two columns have one name.
     """
     if isinstance(data, pa.RecordBatch):
         return as_arrow(pa.Table.from_batches([data]))
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
         check_once(names)
-        batches = list(batches_of(_by_text(data), tuple(names), set(names).intersection(numeric)))
+        batches = list(batches_of(_by_text(data), tuple(names), set(names).intersection(numeric), missing))
         return flat(pa.Table.from_batches(batches)) if batches else pa.table({name: pa.nulls(0) for name in names})
     table = data if isinstance(data, pa.Table) else exported_table(data)
     check_once(table.column_names)

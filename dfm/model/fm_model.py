@@ -52,7 +52,6 @@ from dfm.model.folder import (
 )
 from dfm.model.golden import check_golden_rows, golden_bytes
 from dfm.model.manifest import (
-    MOST_GOLDEN_BYTES,
     check_arrays,
     check_manifest,
     layout_of,
@@ -195,7 +194,8 @@ class FMModel:
             few = self._few_rows(data)
         if few is not None:
             return few
-        parts = [self._scores(batch) for batch in batches_of(data, self.schema.columns, numeric_of(self.schema))]
+        batches = batches_of(data, self.schema.columns, numeric_of(self.schema), self.schema.missing)
+        parts = [self._scores(batch) for batch in batches]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def _few_rows(self, data: Any) -> NDArray[np.float32] | None:
@@ -249,7 +249,8 @@ class FMModel:
         if isinstance(data, np.ndarray) or is_sparse(data):
             parts = [scoring_partition(self.encode_matrix(data), self.lookup)]
         else:
-            batches = batches_of(in_columns(data, self.schema), self.schema.columns, numeric_of(self.schema))
+            schema = self.schema
+            batches = batches_of(in_columns(data, schema), schema.columns, numeric_of(schema), schema.missing)
             parts = [scoring_partition(self._good(batch).rows, self.lookup) for batch in batches]
         found = [np.zeros((0, 2), np.float32), *(intervals(rows, self.table, self.draws, coverage) for rows in parts)]
         bounds = np.concatenate(found)
@@ -353,16 +354,15 @@ class FMModel:
         """Publish the model as a folder at a path or URL; returns the sha256 (hex) of its parameters.
 
         golden: some raw rows; the first 4,096 of them are stored with their predictions, and every load checks that it
-        gives the same. DataError where they lack a column of the model's.
+        gives the same. DataError where they lack a column of the model's, ModelError where they do not come back from
+        Parquet with the predictions that they have now.
         """
         check_place(url, options)
         contents = {"parameters": ("safetensors", array_bytes(self._arrays()))}
         if memory := self._memory():
             contents["seen"] = ("safetensors", array_bytes(memory))
-        if golden is not None and len(golden):
-            data = golden_bytes(self, golden)
-            if len(data) <= MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
-                contents["golden"] = ("parquet", data)
+        if golden is not None and len(golden) and (data := golden_bytes(self, golden)):
+            contents["golden"] = ("parquet", data)
         listed = {}
         for kind, (suffix, data) in contents.items():
             digest = hashlib.sha256(data).hexdigest()
@@ -383,9 +383,7 @@ class FMModel:
         """ModelError where rows do not come back from Parquet with the predictions that they have now: every load of
         a model with these golden rows would fail. DataError where they lack a column.
         """
-        data = golden_bytes(self, rows)
-        if rows.num_rows and len(data) <= MOST_GOLDEN_BYTES:
-            check_golden_rows(self, data, "(not published yet)")
+        golden_bytes(self, rows)
 
     def parameters_sha256(self) -> str:
         """Fingerprint (hex) of the parameters and the features that they belong to."""

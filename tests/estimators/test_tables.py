@@ -285,3 +285,24 @@ def test_numbers_that_are_not_there_need_a_word_for_them():
     assert FMClassifier(n_epochs=1, nan="missing").fit(matrix, [0, 1, 0, 1]).predict(matrix).shape == (4,)
     with pytest.raises(SettingsError, match=r"schema\.nan"):
         FMClassifier(n_epochs=1, nan="none").fit(matrix, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("form", [pd.DataFrame, dict])
+def test_a_number_beside_text_that_means_missing_is_learnt_as_it_is_scored_alone(form):
+    rng = np.random.default_rng(5)
+    values = [("7", 0, "0", "b")[place] for place in rng.integers(0, 4, 400)]
+    clicked = [value == 0 for value in values]
+    model = FMClassifier(categorical=["x"], missing=["0"], n_factors=0, n_epochs=20).fit(form({"x": values}), clicked)
+    zero, text = (float(model.model_.predict_one({"x": value})) for value in (0, "0"))
+    assert zero > 0.8 > 0.2 > text
+    for known in (model, model.model_):
+        together = known.predict(form({"x": ["7", 0, "0", "b"]}))
+        np.testing.assert_allclose(
+            together,
+            [
+                *known.predict(form({"x": ["7"]})),
+                *known.predict(form({"x": [0]})),
+                *known.predict(form({"x": ["0", "b"]})),
+            ],
+            atol=1e-6,
+        )
