@@ -5,14 +5,16 @@ Each is logged once in a process, for a search fits the same columns many times.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from dfm.data.hashing import expected_collisions
 from dfm.data.schema import ResolvedSchema
 from dfm.data.vocabulary import Vocabulary
+from dfm.errors import SettingsError
 from dfm.training.diagnosis import column_findings, count_fields
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,15 @@ _TABLE = re.compile(r"\b(?:schema|model)\.(?=\w)")
 """The table of a knob: parameters of estimators have none."""
 _MOST_NAMED = 20
 _MOST_REMEMBERED = 1_000
+
+
+@contextlib.contextmanager
+def naming_parameters() -> Iterator[None]:
+    """A context: a SettingsError of the block names parameters of estimators, and no knobs of tables."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(_TABLE.sub("", str(error))) from error
 
 
 def tell_left_out(left_out: Mapping[str, str]) -> None:

@@ -57,7 +57,7 @@ class _SentPartitions:
 
 @dataclass
 class CollectionRows:
-    """A Dask array or frame X; its labels (and weights) chunked alike, or the name of a column of the frame."""
+    """A Dask array or frame X; its labels (and weights) chunked alike, or names of columns of the frame."""
 
     X: Any
     watch: Watch
@@ -74,8 +74,7 @@ class CollectionRows:
     def of(cls, X: Any, y: Any, weights: Any, client: Any) -> CollectionRows:
         """The rows that a fit was given. ClusterError where there is no client, DataError where chunks do not match."""
         watch = watch_of(client)
-        if isinstance(y, str):
-            X, y = _without_labels(X, y)
+        X, y, weights = _apart(X, y, weights)
         if getattr(X, "ndim", 2) != 2:
             raise DataError(
                 f"X has {X.ndim} dimensions: expected [n_rows, n_features]; reshape(-1, 1) makes one column"
@@ -162,20 +161,24 @@ class CollectionRows:
 
 
 def judged(estimator: Any, X: Any, y: Any, weights: Any) -> tuple[NDArray[Any], Any, Any]:
-    """Predictions of a collection, its labels (or the name of their column) and its weights or None, all computed."""
-    if isinstance(y, str):
-        X, y = _without_labels(X, y)
+    """Predictions of a collection, its labels and its weights or None (or names of their columns), all computed."""
+    X, y, weights = _apart(X, y, weights)
     # One by one, as Dask warns of arrays beside frames.
     predicted, labels, masses = (dask.compute(each)[0] for each in (estimator.predict(X), y, weights))
     return predicted, labels, masses
 
 
-def _without_labels(X: Any, name: str) -> tuple[Any, Any]:
-    """The other columns of a frame of Dask, and the one of that name. DataError where there is none."""
+def _apart(X: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """The rows, their labels and their weights: columns of a frame of Dask that are named are taken out of it.
+    DataError where there is none of such a name.
+    """
     names = [str(each) for each in getattr(X, "columns", ())]
-    if name not in names:
-        raise DataError(f"X has no column {name!r} of labels; it has {', '.join(names) or 'no names of columns'}")
-    return X.drop(columns=[name]), X[name]
+    for role, given in (("labels", y), ("weights", weights)):
+        if isinstance(given, str) and given not in names:
+            raise DataError(f"X has no column {given!r} of {role}; it has {', '.join(names) or 'no names of columns'}")
+    named = list(dict.fromkeys(given for given in (y, weights) if isinstance(given, str)))
+    y, weights = (X[given] if isinstance(given, str) else given for given in (y, weights))
+    return X.drop(columns=named) if named else X, y, weights
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
         if is_dask(X):
             raise SettingsError("predict_interval takes rows of this process: map it over the blocks of a collection")
         if is_path(X):
-            X = read_shards(X, getattr(self, "feature_names_in_", None))
+            X = read_shards(X, self._known_columns())
         if not 0 < coverage < 1:
             raise SettingsError(f"coverage = {coverage} is not legal: expected a number between 0 and 1, such as 0.9")
         draws, partition = self._draws[0], self._features.scoring(self._known_data(arrived(X)))

@@ -91,6 +91,22 @@ def test_a_frame_of_dask_is_hashed_and_may_hold_its_labels(client):
     np.testing.assert_array_equal(lazily, model.predict(FRAME))
 
 
+def test_a_frame_of_dask_may_hold_its_weights_too(client):
+    dd = pytest.importorskip("dask.dataframe")
+    rows = FRAME.assign(weight=np.where(FRAME.kind == "low", 3.0, 0.5))
+    frame = dd.from_pandas(rows, npartitions=3)
+    X, y, weights = frame[["site", "price"]], frame.kind, frame.weight
+    settings = {"n_replicas": 2, "n_epochs": 3}
+    named = LinearClassifier(**settings).fit(frame, "kind", "weight", eval_set=(frame, "kind", "weight"), client=client)
+    apart = LinearClassifier(**settings).fit(X, y, weights, eval_set=(X, y, weights), client=client)
+    assert named.feature_names_in_.tolist() == ["site", "price"]
+    assert named.coef_.tobytes() == apart.coef_.tobytes()
+    assert named.score(frame, "kind", "weight") == apart.score(X, y, weights)
+    assert LinearClassifier(**settings).fit(frame.drop(columns="kind"), y, "weight", client=client).n_features_in_ == 2
+    with pytest.raises(DataError, match="X has no column 'w' of weights; it has site, price, kind, weight"):
+        LinearClassifier().fit(frame, "kind", "w", client=client)
+
+
 def test_shards_are_read_here_or_trained_as_a_job(client, tmp_path):
     FRAME.assign(rare=(FRAME.kind == "low").astype(int)).to_parquet(tmp_path / "rows.parquet")
     shards, others = str(tmp_path / "rows.parquet"), str(tmp_path / "others.parquet")
@@ -206,6 +222,12 @@ def test_collections_that_have_no_such_labels_or_columns_are_refused(client):
         FMClassifier().fit(collection[:, 0], y, client=client)
     with pytest.raises(DataError, match="eval_set: y holds -1, and the loss is for counts"):
         FMRegressor(loss="poisson").fit(collection, y, eval_set=(collection, y - 1), client=client)
+
+
+def test_roles_of_columns_are_refused_for_arrays_of_dask_too(client):
+    collection, y = da.from_array(X, chunks=(300, 4)), da.from_array(Y, chunks=300)
+    with pytest.raises(SettingsError, match="categorical names columns, and X is an array"):
+        FMClassifier(categorical=["x0"]).fit(collection, y, client=client)
 
 
 def test_chunks_that_do_not_match_are_refused(client):
