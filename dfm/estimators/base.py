@@ -364,8 +364,9 @@ class BaseFactorizationMachine(Parametrised):
         return self._keep(outputs)
 
     def _fit_job(self, X: Any, y: str, sample_weight: str | None, validation: list[str], client: Any) -> Self:
-        """A job on the client's cluster, with these parameters; labels are 0 and 1, or numbers. validation: shards."""
+        """A job on the client's cluster, with these parameters, for two classes or numbers. validation: shards."""
         from dfm import jobs  # loads Dask
+        from dfm.estimators.on_dask import classes_in_shards
 
         if self.warm_start:
             raise SettingsError(
@@ -373,16 +374,19 @@ class BaseFactorizationMachine(Parametrised):
                 "folder in training.warm_start of the tables that job() gives, for dfm.train"
             )
         with tempfile.TemporaryDirectory(prefix="dfm-") as folder:
-            job = self._job_of_shards(paths_of(X), (y, sample_weight), validation, folder)
+            job, classes = self._job_of_shards(paths_of(X), (y, sample_weight), validation, folder), None
+            if self._task == "classification":
+                classes, positive = classes_in_shards([*paths_of(X), *validation], y, client)
+                job = dataclasses.replace(job, schema=dataclasses.replace(job.schema, label_positive=positive))
             own = self.loss if callable(self.loss) else None
             result = jobs.train(job, client, loss=own, regularizer=self.regularizer)
             model = result.model
         self._features = TableFeatures(model.schema, model.vocabulary, model.statistics)
         names = list(model.schema.columns)
         self._record_columns(len(names), names)
-        if self._task == "classification":
-            self.classes_ = np.array([0, 1])
-        self._encoding = LabelEncoding(getattr(self, "classes_", None))
+        if classes is not None:
+            self.classes_ = classes
+        self._encoding = LabelEncoding(classes)
         return self._keep([Output(Fit(model.table, result.history, draws=model.draws), LabelUnit())])
 
     def _keep(self, outputs: list[Output]) -> Self:

@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from dfm.data.partition import SparsePartition
 from dfm.estimators.base import BaseFactorizationMachine
-from dfm.estimators.labels import LabelEncoding, LabelSummary
+from dfm.estimators.labels import LabelEncoding, LabelSummary, one_class_only
 from dfm.estimators.recipes import FactorParameters, takes_rows_apart
 from dfm.estimators.sources import Relabel, RowSource
 from dfm.kernels.losses import DEFAULT_LOSSES
@@ -168,9 +168,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         announced = vars(self).get("_announced")
         self.classes_ = summary.classes if announced is None else announced
         if len(self.classes_) < 2:
-            raise ValueError(
-                f"y has one class only, {self.classes_.tolist()[0]!r}: a classifier needs two to tell apart"
-            )
+            raise ValueError(one_class_only(self.classes_.tolist()[0]))
         return LabelEncoding(self.classes_)
 
     def _weighed(self, encoding: LabelEncoding, summary: LabelSummary) -> LabelEncoding:

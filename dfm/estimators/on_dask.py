@@ -26,6 +26,7 @@ from dfm.estimators.chunks import predict_lazily as predict_lazily
 from dfm.estimators.chunks import truths_of as truths_of
 from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures
 from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, add_summaries
+from dfm.estimators.shards import classes_of, distinct_labels, labels_by_task
 from dfm.estimators.sources import ArrayRows, Deal, LocalRows, PlacedRows, Relabel
 
 
@@ -158,6 +159,13 @@ class CollectionRows:
             own = dataclasses.replace(labels, class_weights=None, mean_weight=1.0)
             rows = collections.encode_chunks(self.watch, collections.encoding_of(features, own, other.X), other.chunks)
         return collections.whole_chunks(self.watch, self._vocabulary_of(features), rows)
+
+
+def classes_in_shards(paths: Sequence[str], column: str, client: Any) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """The classes of shards, whose labels the workers read, and what is positive: as of `shards.classes_of`."""
+    watch = watch_of(client)
+    tasks = [watch.submit(distinct_labels, *given) for given in labels_by_task(paths, column)]
+    return classes_of(set().union(*watch.results(tasks)), column)
 
 
 def judged(estimator: Any, X: Any, y: Any, weights: Any) -> tuple[NDArray[Any], Any, Any]:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import decimal
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from dfm.data.arrow_types import shown
+from dfm.data.arrow_types import decoded, plain, shown
+from dfm.data.canonical import value_text
 from dfm.data.columns import parse_numbers
 from dfm.data.duplicates import check_named_once
 from dfm.data.footers import resolve_shards
-from dfm.data.joining import joined, joined_texts
-from dfm.data.parquet import Batch, Shard, feature_schema, find_shards, naming_shard, read_unit
+from dfm.data.joining import joined, joined_texts, without_dictionary
+from dfm.data.parquet import Batch, Shard, Unit, feature_schema, find_shards, naming_shard, read_unit
 from dfm.data.schema import Schema
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.features import TableOptions, is_path
+from dfm.estimators.labels import one_class_only
 from dfm.estimators.notes import naming_parameters, tell_left_out
 from dfm.model.rows import numeric_of
 from dfm.training.plan import plan_reading
+
+_NUMBERS = (bool, int, float, decimal.Decimal)
 
 
 def paths_of(given: Any) -> list[str]:
@@ -131,6 +138,49 @@ def _check_there(shard: Shard, *columns: str | None) -> None:
     for name in columns:
         if name is not None and name not in there:
             raise SettingsError(f"the shards have no column {name!r}; they have {', '.join(there)}")
+
+
+_MOST_SHOWN = 5
+
+
+def distinct_labels(units: Sequence[Unit], column: str) -> set[Any]:
+    """Distinct labels in a column of shards, as Python has them; where there are many, more than two of them."""
+    found: set[Any] = set()
+    for batch in (batch for unit in units for batch in read_unit(unit, [column])):
+        values = decoded(plain(without_dictionary(batch.data.column(column).unique())))
+        found.update(value for value in values.to_pylist() if value not in (None, "") and value == value)
+        if len(found) > _MOST_SHOWN:
+            break
+    return found
+
+
+def labels_by_task(paths: Sequence[str], column: str) -> list[tuple[Sequence[Unit], str]]:
+    """Arguments of `distinct_labels`, one task each, for all rows of shards. SettingsError without such a column."""
+    shards = _found(paths)
+    _check_there(shards[0], column)
+    return [(units, column) for units in plan_reading(shards)]
+
+
+def classes_of(labels: set[Any], column: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """The two classes that a job tells apart, of distinct labels in shards, and the text of the second one for its
+    schema, unless labels are 0 and 1 or between. ValueError where there is one label only, DataError where there are
+    several.
+    """
+    if len(labels) == 1:
+        raise ValueError(one_class_only(*labels))
+    is_text = any(isinstance(label, str) for label in labels)
+    if not is_text and all(isinstance(label, _NUMBERS) and 0 <= label <= 1 for label in labels):
+        is_truth = labels and all(isinstance(label, bool) for label in labels)
+        return np.array([False, True] if is_truth else [0, 1]), ()
+    known = sorted({value_text(label) for label in labels} if is_text else labels)
+    if len(known) > 2:
+        shown_first = ", ".join(map(repr, known[:_MOST_SHOWN]))
+        raise DataError(
+            f"column {column!r} holds {shown_first}{', …' if len(known) > _MOST_SHOWN else ''}, and a fit on shards on "
+            "a cluster tells two classes apart: leave client out, so that rows are read into this process, or write a "
+            "column of two labels for each class"
+        )
+    return np.array(known, object if is_text else None), (value_text(known[1]) or "",)
 
 
 def read_evaluation(eval_set: tuple[Any, Any, Any], wanted: Wanted) -> tuple[Any, Any, Any]:

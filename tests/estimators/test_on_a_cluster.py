@@ -122,6 +122,37 @@ def test_shards_are_read_here_or_trained_as_a_job(client, tmp_path):
         here.fit(shards, FRAME.kind)
 
 
+@pytest.mark.parametrize(
+    ("no", "yes", "positive"),
+    [("no", "yes", "yes"), ("0", "1", "1"), (-1, 1, "1"), (False, True, ""), (0, 1, ""), (0.0, 1.0, "")],
+    ids=["text", "digits", "signs", "truths", "integers", "floats"],
+)
+def test_a_job_of_a_classifier_learns_two_classes_of_any_kind(client, tmp_path, no, yes, positive):
+    labels = [yes if kind == "low" else no for kind in FRAME.kind]
+    rows = FRAME[["site", "price"]].assign(y=labels)
+    for part in range(3):
+        rows[part::3].sort_values("site").to_parquet(tmp_path / f"{part}.parquet", row_group_size=100)
+    shards, others = str(tmp_path / "[01].parquet"), str(tmp_path / "2.parquet")
+    settings = {"n_epochs": 3, "n_replicas": 2, "categorical": ["site"], "numeric": ["price"]}
+    model = FMClassifier(**settings).fit(shards, "y", eval_set=(others, "y"), client=client)
+    assert model.classes_.tolist() == FMClassifier(**settings).fit(shards, "y").classes_.tolist() == [no, yes]
+    assert type(model.classes_.tolist()[1]) in (type(yes), int)
+    assert model.score(shards, "y") == model.score(rows, np.array(labels)) == 1.0
+    assert model.model_.schema.label_positive == ((positive,) if positive else ())
+
+
+def test_a_job_of_a_classifier_tells_what_labels_it_cannot_learn(client, tmp_path):
+    shards, few = str(tmp_path / "rows.parquet"), str(tmp_path / "few.parquet")
+    FRAME.to_parquet(shards)
+    FRAME[FRAME.kind == "low"].to_parquet(few)
+    with pytest.raises(DataError, match="column 'kind' holds 'low', 'mid', 'top', and a fit on shards.*leave client"):
+        FMClassifier(n_epochs=1).fit(shards, "kind", client=client)
+    with pytest.raises(ValueError, match="y has one class only, 'low'"):
+        FMClassifier(n_epochs=1).fit(few, "kind", client=client)
+    with pytest.raises(SettingsError, match="the shards have no column 'nope'; they have site, price, kind"):
+        FMClassifier(n_epochs=1).fit(few, "nope", client=client)
+
+
 @pytest.mark.parametrize(("kind", "metric"), [(FMClassifier, accuracy_score), (FMRegressor, r2_score)])
 def test_rows_are_judged_wherever_they_lie(client, tmp_path, kind, metric):
     """scikit-learn's own `score` takes arrays alone."""
