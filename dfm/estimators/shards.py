@@ -102,7 +102,7 @@ def check_names(y: Any, sample_weight: Any) -> None:
 
 
 def read_to_fit(paths: Any, y: str, sample_weight: str | None, options: TableOptions) -> tuple[pa.Table, Any, Any]:
-    """As `read_labelled`, with the columns that a job of these options makes features of: types of all shards decide."""
+    """As `read_labelled`, of the columns that a job of these options makes features of: types of all shards decide."""
     shards = _found(paths)
     _check_there(shards[0], y, sample_weight)
     schema = Schema(label=y, weight=sample_weight or "", **options.of_schema())
@@ -124,9 +124,7 @@ def read_labelled(paths: Any, y: str, sample_weight: str | None, wanted: Wanted)
     return _labelled(shards, y, sample_weight, Wanted(others, wanted.numbers))
 
 
-def _labelled(
-    shards: Sequence[Shard], y: str, sample_weight: str | None, wanted: Wanted
-) -> tuple[pa.Table, Any, Any]:
+def _labelled(shards: Sequence[Shard], y: str, sample_weight: str | None, wanted: Wanted) -> tuple[pa.Table, Any, Any]:
     special = [name for name in (y, sample_weight) if name]
     table = _read(shards, Wanted([*dict.fromkeys([*(wanted.columns or ()), *special])], wanted.numbers))
     weights = None if sample_weight is None else table.column(sample_weight).to_numpy()

@@ -150,7 +150,9 @@ Donors = Mapping[str, pa.Array]
 
 def donors_of(batches: Sequence[pa.RecordBatch], columns: Sequence[str]) -> Donors:
     """The values of some rows by column; where types do not go together, of the batches that have the first one's."""
-    return {name: _together([without_dictionary(batch.column(name)) for batch in batches]) for name in columns if batches}
+    return {
+        name: _together([without_dictionary(batch.column(name)) for batch in batches]) for name in columns if batches
+    }
 
 
 def _together(arrays: Sequence[pa.Array]) -> pa.Array:

@@ -145,7 +145,7 @@ def test_a_job_of_a_classifier_tells_what_labels_it_cannot_learn(client, tmp_pat
     shards, few = str(tmp_path / "rows.parquet"), str(tmp_path / "few.parquet")
     FRAME.to_parquet(shards)
     FRAME[FRAME.kind == "low"].to_parquet(few)
-    with pytest.raises(DataError, match="column 'kind' holds 'low', 'mid', 'top', and a fit on shards.*leave client"):
+    with pytest.raises(DataError, match=r"column 'kind' holds 'low', 'mid', 'top', and a fit on shards.*leave client"):
         FMClassifier(n_epochs=1).fit(shards, "kind", client=client)
     with pytest.raises(ValueError, match="y has one class only, 'low'"):
         FMClassifier(n_epochs=1).fit(few, "kind", client=client)

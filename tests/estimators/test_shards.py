@@ -1,5 +1,6 @@
 """Estimators on shards whose files store the same columns as other types, which a job takes, too."""
 
+# ruff: noqa: E402 (what may be missing is looked for first)
 from __future__ import annotations
 
 import datetime
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
+
+pytest.importorskip("sklearn", minversion="1.6")
+pd = pytest.importorskip("pandas")
 
 from dfm.data.joining import joined
 from dfm.data.parquet import find_shards
@@ -22,7 +25,7 @@ KNOBS: dict[str, Any] = {"n_factors": 2, "n_epochs": 2, "random_state": 0, "earl
 N = 300
 
 
-def frame() -> pd.DataFrame:
+def frame() -> Any:
     rng = np.random.default_rng(3)
     frame = pd.DataFrame({"site": rng.choice(["a", "b", "c"], N), "ad": rng.integers(0, 9, N)})
     frame["price"] = rng.normal(size=N).astype(np.float32).astype(float)
@@ -43,7 +46,7 @@ OTHER_TYPES = {
 }
 
 
-def written(folder: Path, *parts: pd.DataFrame) -> str:
+def written(folder: Path, *parts: Any) -> str:
     for number, part in enumerate(parts):
         part.to_parquet(folder / f"{number}.parquet", index=False)
     return str(folder)
@@ -80,7 +83,9 @@ def test_types_of_all_shards_decide_which_columns_are_numbers_as_in_a_job(
     kinds = {entry.name: entry.kind for entry in fitted.model_.schema.fields}
     assert kinds == {"site": "categorical", "ad": "numeric", "price": "numeric", "device": "categorical"}
     assert list(fitted.feature_names_in_) == ["site", "ad", "price", "device"]
-    assert "'extra'" in caplog.text and "'ad' holds integers in" in caplog.text and "[schema]" not in caplog.text
+    assert "'extra'" in caplog.text
+    assert "'ad' holds integers in" in caplog.text
+    assert "[schema]" not in caplog.text
 
 
 def test_columns_that_a_fit_does_not_use_are_not_read(tmp_path: Path) -> None:
@@ -99,9 +104,7 @@ def test_columns_that_a_fit_does_not_use_are_not_read(tmp_path: Path) -> None:
 
 def test_types_that_do_not_go_together_are_told_with_shard_and_column(tmp_path: Path) -> None:
     rows = frame()
-    known = FMClassifier(categorical=["site"], numeric=["price"], **KNOBS).fit(
-        rows[["site", "price"]], rows["clicked"]
-    )
+    known = FMClassifier(categorical=["site"], numeric=["price"], **KNOBS).fit(rows[["site", "price"]], rows["clicked"])
     shards = written(tmp_path, rows, rows.assign(site=[["a"]] * N))
     told = r"column 'site' holds .* in .*0\.parquet and list<.*> in .*1\.parquet, which no column holds together"
     with pytest.raises(DataError, match=told):

@@ -118,7 +118,7 @@ def test_names_of_columns_are_refused_where_columns_have_none(options, form):
 
 def test_ways_to_read_tables_are_refused_for_arrays_and_those_to_read_text_have_nothing_to_say():
     rows, y = np.arange(160.0).reshape(80, 2), np.arange(80) % 2
-    with pytest.raises(SettingsError, match='nan = "missing" is for tables, and X is an array.*SimpleImputer'):
+    with pytest.raises(SettingsError, match=r'nan = "missing" is for tables, and X is an array.*SimpleImputer'):
         FMClassifier(n_epochs=1, nan="missing").fit(rows, y)
     with pytest.raises(SettingsError, match='numeric_transform = "quantile" is for tables, and X is an array'):
         FMClassifier(n_epochs=1, numeric_transform="quantile").partial_fit(rows, y)
@@ -325,5 +325,5 @@ def test_numbers_that_are_not_there_need_a_word_for_them():
     with pytest.raises(ValueError, match="NaN"):
         FMClassifier(n_epochs=1).fit(matrix, [0, 1, 0, 1])
     assert FMClassifier(n_epochs=1, nan="missing").fit(matrix, [0, 1, 0, 1]).predict(matrix).shape == (4,)
-    with pytest.raises(SettingsError, match="^nan = "):
+    with pytest.raises(SettingsError, match=r"^nan = "):
         FMClassifier(n_epochs=1, nan="none").fit(matrix, [0, 1, 0, 1])

@@ -21,7 +21,7 @@ def sums(n_rows: int) -> SliceSums:
 def as_from_the_wire(given: SliceSums) -> SliceSums:
     """The same in one frame of bytes, where arrays lie as they come."""
     arrays = [
-        pa.Array.from_buffers(chunk.type, len(chunk), [buffer and _at_odd_address(buffer) for buffer in chunk.buffers()])
+        pa.Array.from_buffers(chunk.type, len(chunk), [each and _at_odd_address(each) for each in chunk.buffers()])
         for column in given.tables[0].combine_chunks().columns
         for chunk in column.chunks
     ]
