@@ -136,7 +136,7 @@ def test_a_job_of_a_classifier_learns_two_classes_of_any_kind(client, tmp_path, 
     settings = {"n_epochs": 3, "n_replicas": 2, "categorical": ["site"], "numeric": ["price"]}
     model = FMClassifier(**settings).fit(shards, "y", eval_set=(others, "y"), client=client)
     assert model.classes_.tolist() == FMClassifier(**settings).fit(shards, "y").classes_.tolist() == [no, yes]
-    assert type(model.classes_.tolist()[1]) in (type(yes), int)
+    assert (model.classes_.dtype == bool) == isinstance(yes, bool)
     assert model.score(shards, "y") == model.score(rows, np.array(labels)) == 1.0
     assert model.model_.schema.label_positive == ((positive,) if positive else ())
 

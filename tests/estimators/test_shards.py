@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ pd = pytest.importorskip("pandas")
 
 from dfm.data.joining import joined
 from dfm.data.parquet import find_shards
-from dfm.errors import DataError
+from dfm.errors import DataError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor
 from dfm.estimators.shards import Wanted, read_shards
 
@@ -83,7 +84,7 @@ def test_types_of_all_shards_decide_which_columns_are_numbers_as_in_a_job(
     kinds = {entry.name: entry.kind for entry in fitted.model_.schema.fields}
     assert kinds == {"site": "categorical", "ad": "numeric", "price": "numeric", "device": "categorical"}
     assert list(fitted.feature_names_in_) == ["site", "ad", "price", "device"]
-    assert "'extra'" in caplog.text
+    assert re.search(r"no feature: 'extra' \(\S+0\.parquet has none\); name them in categorical=$", caplog.text, re.M)
     assert "'ad' holds integers in" in caplog.text
     assert "[schema]" not in caplog.text
 
@@ -109,6 +110,8 @@ def test_types_that_do_not_go_together_are_told_with_shard_and_column(tmp_path: 
     told = r"column 'site' holds .* in .*0\.parquet and list<.*> in .*1\.parquet, which no column holds together"
     with pytest.raises(DataError, match=told):
         known.predict(shards)
+    with pytest.raises(SettingsError, match=r"column 'site' is string in .*, but list in .* name the columns to use$"):
+        FMClassifier(**KNOBS).fit(shards, "clicked")
     written(tmp_path, rows, rows.assign(price="cheap"))
     with pytest.raises(DataError, match=r"1\.parquet: column 'price' holds 'cheap', which is no number"):
         known.predict(shards)
