@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,13 @@ def in_columns(data: Any, schema: ResolvedSchema, columns: tuple[str, ...] | Non
 
 def _row_of_frame(series: Any) -> dict[str, Any]:
     """A Series of pandas, the row of a frame; NaN is missing in it, as in frames."""
-    found = {str(name): value for name, value in series.items()}
-    return {
-        name: None if isinstance(value, float | np.floating) and np.isnan(value) else value
-        for name, value in found.items()
-    }
+    names = [str(name) for name in series.index]
+    return dict(zip(names, none_for_nan(series), strict=True))
+
+
+def none_for_nan(values: Iterable[Any]) -> list[Any]:
+    """The values, None in place of NaN, as which pandas and arrays made of its frames keep a missing value."""
+    return [None if isinstance(value, float | np.floating) and np.isnan(value) else value for value in values]
 
 
 def _columns_of_rows(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> dict[str, list[Any]]:
