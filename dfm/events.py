@@ -703,7 +703,9 @@ RECORDS: tuple[EventRecord, ...] = (
         (
             _MODEL,
             Field("rows", "integer", "labelled rows", "rows"),
-            Field("loss", "number", "their mean log loss or, of a regression, squared error"),
+            Field(
+                "loss", "number", "their mean loss, of quantile, poisson, … its own; log loss, squared error of others"
+            ),
             Field(
                 "columns",
                 "list",
@@ -711,6 +713,7 @@ RECORDS: tuple[EventRecord, ...] = (
             ),
             Field("pairs", "list", "of each pair of fields, the strongest first: first, second, strength, r of fwfm"),
             _absent(Field("pairs_left_out", "text", "why there are none: fields are too many, or those of a matrix")),
+            Field("account", "record", "rows read, good, rejected, the rejected ones by reason"),
         ),
     ),
     EventRecord(

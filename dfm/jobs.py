@@ -12,6 +12,7 @@ from typing import Any
 from distributed import Client
 
 from dfm import mlflow
+from dfm.data.accounting import RowAccount
 from dfm.data.arrow_types import root_of
 from dfm.data.discovery import NothingFound, find_files
 from dfm.data.duplicates import check_named_once
@@ -38,7 +39,7 @@ from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.drift import Sights
 from dfm.model.entries import names_of
 from dfm.model.fm_model import FMModel
-from dfm.model.importance import MOST_ROWS, Effort
+from dfm.model.importance import MOST_ROWS, Damage, Effort
 from dfm.model.inspection import strengths_of
 from dfm.model.objective import classified, with_functions
 from dfm.model.report import report_model
@@ -310,15 +311,15 @@ def evaluate(
         sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     account = found.account
     account.check_any("evaluate on", scored.schema.weight)
-    rows = {
-        "read": account.read,
-        "evaluated": account.accepted,
-        "rejected": account.rejected,
-        "reasons": account.by_reason(),
-    }
     decided = {} if threshold is None else classified(found.tally).at_threshold(threshold)
     drift = drift_of(loaded, found.sights)
-    return {**found.tally.metrics(), **decided, **sliced, "account": rows, "drift": drift}
+    return {**found.tally.metrics(), **decided, **sliced, "account": _told(account, "evaluated"), "drift": drift}
+
+
+def _told(account: RowAccount, done: str) -> dict[str, Any]:
+    """The account of rows that were scored; done: the name of the good ones."""
+    counts = {"read": account.read, done: account.accepted, "rejected": account.rejected}
+    return {**counts, "reasons": account.by_reason()}
 
 
 def _evaluated(
@@ -350,15 +351,16 @@ def importance(
     on_event: OnEvent | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """The rise of a model's loss (log loss; of regressions the squared error) without each of its columns.
+    """The rise of a model's loss without each of its columns: the `loss` of `evaluate` where the model has one (that of
+    `quantile`, `poisson`, …), else the log loss; of regressions the squared error.
 
     Under "columns" a record of each, the most important first: `permuted`, the mean rise where its values change places
     among all rows, whatever files they lie in, `permuted_error`, half the width of an interval of 95 % over the
     repeats, and `missing`, the rise where it has no value (None of a matrix, which has no gaps); then "rows" and
     "loss". Under "pairs" a record of each pair of fields, the strongest first: `first`, `second`, `strength`, the mean
     absolute term that both make together, in the unit of scores, over up to a thousand of the rows; of family "fwfm"
-    the learnt `r`, too. Beyond 500 fields, and of a matrix, there is none of pairs, and "pairs_left_out" says so.
-    Nothing is trained.
+    the learnt `r`, too. Beyond 500 fields, and of a matrix, there is none of pairs, and "pairs_left_out" says so. Under
+    "account" rows read, good and rejected, the rejected ones by reason. Nothing is trained.
 
     model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
     rows: of so many, spread over the data, it is measured. The same on any cluster.
@@ -375,7 +377,7 @@ def importance(
         total = sum(batch.data.num_rows for batch in frames.row_batches(scored, data, name))
         effort = Effort.of(total, rows, repeats)
         damage = damage_in_batches(scored, frames.row_batches(scored, data, name), on_bad_rows, effort)
-        return _with_learnt(described(damage, loaded.schema), loaded)
+        return _findings(damage, loaded)
     shards = _shards_at(paths, storage_options)
     is_weighted = bool(_weighing_shards(loaded, shards, storage_options).schema.weight)
     chosen = _to_score(loaded, settings)
@@ -383,11 +385,12 @@ def importance(
     effort = Effort.of(sum(shard.n_rows for shard in shards), rows, repeats)
     with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
         damage = damage_in_shards(Watch(own, chosen.worker_timeout), scoring, shards, effort, _progress(told))
-    return _with_learnt(described(damage, loaded.schema), loaded)
+    return _findings(damage, loaded)
 
 
-def _with_learnt(found: dict[str, Any], model: FMModel) -> dict[str, Any]:
-    """The findings, with the strength r that a model of family "fwfm" learnt for each pair of fields."""
+def _findings(damage: Damage, model: FMModel) -> dict[str, Any]:
+    """The findings and the account; each pair of fields with the strength r that a model of family "fwfm" learnt."""
+    found = {**described(damage, model.schema), "account": _told(damage.account, "good")}
     if (learnt := strengths_of(model)) is None:
         return found
     places = {name: at for at, name in enumerate(learnt[0])}

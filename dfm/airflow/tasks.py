@@ -178,12 +178,13 @@ def publish(
 ) -> dict[str, Any]:
     """Compare a candidate with the champion on the same shards and make it the champion where the gate lets it.
 
-    order: when its data ended, by default the end of the data interval. enforce: a refusal fails the task without
+    order: when its data ended, by default the end of the data interval; a template that renders to native objects may
+    make a number of a day. enforce: a refusal fails the task without
     another try, else it is in the answer.
     """
     from dfm.workflow import steps
 
-    order = order or runtime.order_of(get_current_context())
+    order = str(order or runtime.order_of(get_current_context()))
     with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:
         chosen = Gate.from_dict(gate or {})
         result = steps.publish(

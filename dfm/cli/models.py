@@ -80,8 +80,8 @@ def importance(
     model: str, data: tuple[str, ...], repeats: int, rows: int, on_bad_rows: str, workers: int | None,
     scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
-    """The rise of MODEL's loss on labelled Parquet DATA without each of its columns: how much it needs them. And
-    which pairs of fields make most of the score together.
+    """The rise of MODEL's loss (log loss, squared error, or its own) on labelled Parquet DATA without each of its
+    columns: how much it needs them. And which pairs of fields make most of the score together.
     """
     from dfm import jobs
 
@@ -94,6 +94,7 @@ def importance(
         if as_json:
             reporter({"event": "importance", "model": model, **found})
     if not as_json:
+        _tell_rejected(console, found["account"], "measure on")
         console.print(importance_table(found))
         if found["pairs"]:
             console.print(pairs_table(found["pairs"]))

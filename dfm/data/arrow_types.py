@@ -133,6 +133,19 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def type_of_values(kind: pa.DataType) -> pa.DataType:
+    """The type of single values, once extensions, runs, views and dictionaries are taken off."""
+    kind = plain_type(storage_type(kind))
+    return type_of_values(kind.value_type) if pa.types.is_dictionary(kind) else kind
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether numbers are read of values of this type, text among them."""
+    types, kind = pa.types, type_of_values(kind)
+    tests = (types.is_null, types.is_boolean, types.is_integer, types.is_floating, types.is_decimal, types.is_duration)
+    return is_text(kind) or any(test(kind) for test in tests)
+
+
 def plain(array: pa.Array) -> pa.Array:
     """The array without extensions, runs, views and units of a duration (it is in seconds); all others as they are."""
     kind = array.type
@@ -301,9 +314,11 @@ def with_fields(data: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
 NOT_NUMERIC, NO_CATEGORY = "not numeric", "no category"
 
 
-def refusal(kind: pa.DataType, column: str, fault: str) -> DataError:
-    """Why a column of this type is NOT_NUMERIC or NO_CATEGORY, and what to do."""
-    return DataError(f"column {column!r} holds {kind}, which is {fault}; {_remedy(storage_type(kind), column, fault)}")
+def refusal(kind: pa.DataType, column: str, fault: str, role: str = "") -> DataError:
+    """Why a column of this type is NOT_NUMERIC or NO_CATEGORY, and what to do. role: "label", "weight" or ""."""
+    other = f"write numbers, or of a job name another column as schema.{role}"
+    remedy = other if role else _remedy(storage_type(kind), column, fault)
+    return DataError(f"column {column!r} holds {kind}, which is {fault}; {remedy}")
 
 
 def _remedy(kind: pa.DataType, column: str, fault: str) -> str:

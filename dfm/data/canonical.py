@@ -14,7 +14,7 @@ import datetime
 import decimal
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numba
@@ -320,22 +320,54 @@ def _is_objects(values: Any) -> bool:
 
 
 def _weighted(values: Any) -> pa.Array | None:
-    """Lists of pairs (category, weight), as which Arrow hands out maps, as a map; None where they are others."""
-    pairs = [pair for value in values if isinstance(value, list | tuple) for pair in value]
-    if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+    """Lists of pairs (category, weight), as which Arrow hands out maps, and of what JSON makes of them, as a map; None
+    where they are others.
+    """
+    rows = [list(value.items()) if isinstance(value, dict) else value for value in values]
+    pairs = [pair for row in rows if isinstance(row, list | tuple) for pair in row]
+    if not pairs or not all(map(_is_weighted, pairs)):
         return None
     keys = pa.map_(pa.string(), pa.float64())
     try:
-        return pa.array([value if value is None else [(value_text(k), w) for k, w in value] for value in values], keys)
+        return pa.array([row if row is None else [(value_text(k), w) for k, w in row] for row in rows], keys)
     except (pa.ArrowException, TypeError, ValueError):
         return None
 
 
-def _texts(values: Any) -> list[Any] | None:
+def _is_weighted(pair: Any) -> bool:
+    """Whether it is a pair of a category and its weight: as a list only where nobody could take it for two values."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    told = isinstance(pair[0], str) and isinstance(pair[1], int | float | type(None)) and type(pair[1]) is not bool
+    return isinstance(pair, tuple) or told
+
+
+def texts_apart(values: Any, array: pa.Array, missing: Collection[str], are_numbers: bool) -> pa.Array | None:
+    """The array of a column of several types, null where text means a missing value, where numbers became such text: a
+    number is never missing, whatever stands beside it. None of every other column.
+
+    values, array: those of `arrow_array` and the array that it made of them.
+    """
+    became_text = _is_objects(values) and array.type in (pa.string(), pa.list_(pa.string()))
+    if not missing or not became_text or set(map(type, values)) <= {str, type(None)}:
+        return None
+    texts = _texts(values, lambda value: _text_apart(value, missing, are_numbers))
+    known = [text for each in texts or () for text in (each if isinstance(each, list) else [each])]
+    return None if set(missing).isdisjoint(known) else pa.array(texts, array.type)
+
+
+def _text_apart(value: Any, missing: Collection[str], are_numbers: bool) -> str | None:
+    if isinstance(value, str):
+        return None if value in missing else value
+    return value_text(int(value) if are_numbers and isinstance(value, _TRUTHS) else value)
+
+
+def _texts(values: Any, text_of: Callable[[Any], str | None] | None = None) -> list[Any] | None:
     """Text of every value or, in lists, of every element; None where one is no scalar that has a text."""
+    text_of = text_of or value_text
     try:
         return [
-            [value_text(element) for element in value] if isinstance(value, list | tuple) else value_text(value)
+            [text_of(element) for element in value] if isinstance(value, list | tuple) else text_of(value)
             for value in values
         ]
     except TypeError:

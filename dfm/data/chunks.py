@@ -200,6 +200,10 @@ def _in_groups(batch: Batch, encoded: Encoded | Coded, column: str) -> HashedRow
     return dataclasses.replace(encoded.rows, group_ids=hashes[encoded.good])
 
 
+class OneClassError(DataError):
+    """All rows to train on are of one class."""
+
+
 def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -> None:
     """DataError where the rows of some units teach nothing: they weigh nothing, or are of one class only (a number that
     is always the same is told in a warning). The units are read for the message.
@@ -218,7 +222,7 @@ def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -
     found = "positive" if account.labels.mean else "negative"
     among = f"that weigh anything (column {schema.weight!r}) " if 0 < account.label_sum < account.accepted else ""
     meant = f"schema.label_positive = {list(schema.label_positive)}" if schema.label_positive else "1 is positive"
-    raise DataError(
+    raise OneClassError(
         f"all {account.accepted} rows to train on {among}are {found}: {meant}, and column {schema.label!r} "
         f"holds {', '.join(_labels_seen(reading, units))}. Name the positive labels in schema.label_positive, another "
         "column as schema.label, or train on data that has both classes"

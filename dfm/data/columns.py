@@ -7,14 +7,38 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data import canonical, hashing
-from dfm.data.arrow_types import NOT_NUMERIC, check_periods, is_text, plain, refusal
+from dfm.data.arrow_types import (
+    NO_CATEGORY,
+    NOT_NUMERIC,
+    check_periods,
+    is_list,
+    is_moment,
+    is_number,
+    is_text,
+    plain,
+    refusal,
+    type_of_values,
+)
 from dfm.data.derive import derive, without_missing
 from dfm.data.schema import SHORTEST, WIDENED, ResolvedSchema
+from dfm.errors import DataError
 
 LARGEST = float(np.finfo(np.float32).max)
 """Numbers that are trained on as they are (labels, weights, columns as values) are float32."""
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+LOOKED_UP = {b"dfm": b"without missing"}
+"""Metadata of a column in which texts that mean a missing value were looked up before its numbers became text."""
+
+
+def missing_texts(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> tuple[str, ...]:
+    """Texts that mean a missing value in a column of the data; none where they were looked up before."""
+    return () if data.schema.field(name).metadata == LOOKED_UP else schema.missing
+
+
+def given_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> pa.Array:
+    """A column of the data without texts that mean a missing value."""
+    return without_missing(data.column(name), missing_texts(data, name, schema))
 
 
 def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> tuple[pa.Array, Flags | None]:
@@ -25,9 +49,27 @@ def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> t
     derived = next((entry for entry in schema.derived if entry.name == name), None)
     if derived is None:
         check_periods(data.schema.field(name))
-        array = without_missing(data.column(name), schema.missing)
+        array = given_column(data, name, schema)
         return canonical.integer_texts(array) if name in schema.integers else array, None
-    return derive(derived, {source: without_missing(data.column(source), schema.missing) for source in derived.columns})
+    return derive(derived, {source: given_column(data, source, schema) for source in derived.columns})
+
+
+def check_numbers(kind: pa.DataType, column: str, role: str = "") -> None:
+    """DataError where values of this type are no numbers. role: "label" or "weight", if the column is that."""
+    if not is_number(kind):
+        raise refusal(type_of_values(kind), column, NOT_NUMERIC, role)
+
+
+def check_categories(kind: pa.DataType, column: str) -> None:
+    """DataError where values of this type are no single categories."""
+    kind = type_of_values(kind)
+    if is_list(kind):
+        raise DataError(
+            f"column {column!r} holds lists ({kind}), but the schema calls it a single category; "
+            f'write one value a row, or of a job name it in [schema] lists = ["{column}"]'
+        )
+    if not (is_number(kind) or is_moment(kind)):
+        raise refusal(kind, column, NO_CATEGORY)
 
 
 def number_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> Floats:
@@ -57,9 +99,7 @@ def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Fla
         values, present, unparsed = _parse_distinct(array.dictionary, column, form)
         places = hashing.gather_codes(np.arange(len(values) + 1, dtype=np.uint32), array.indices)
         return np.append(values, 0.0)[places], np.append(present, False)[places], np.append(unparsed, False)[places]
-    types = pa.types
-    if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)):
-        raise refusal(kind, column, NOT_NUMERIC)
+    check_numbers(kind, column)
     if pa.types.is_boolean(kind):
         array = array.cast(pa.int8())
     present = np.ones(len(array), np.bool_) if not array.null_count else array.is_valid().to_numpy(False)

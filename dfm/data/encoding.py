@@ -16,20 +16,27 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import hashing
-from dfm.data.arrow_types import from_integers, is_list, plain
+from dfm.data.arrow_types import from_integers, plain
 from dfm.data.coded_rows import CodedColumns, count_codes
-from dfm.data.columns import LARGEST, Flags, Floats, feature_column, parse_numbers
+from dfm.data.columns import (
+    LARGEST,
+    Flags,
+    Floats,
+    check_categories,
+    feature_column,
+    missing_texts,
+    parse_numbers,
+)
 from dfm.data.derive import without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
 from dfm.data.known_tables import MOST_CODES, KnownTables
 from dfm.data.lists import Lists, lists_of
-from dfm.data.row_checks import NOT_FINITE, Problem, RowCheck
+from dfm.data.row_checks import NO_MOMENT, NOT_FINITE, Problem, RowCheck
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.small_numbers import are_looked_up, small_number_indices
 from dfm.data.targets import checked_labels, checked_weights
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, standardized
 from dfm.data.vocabulary import FeatureTally
-from dfm.errors import DataError
 
 _CROSS_BITS = 30
 """Columns of a cross are hashed to this many bits, whatever the model's hash_bits, so that crosses rarely collide."""
@@ -183,7 +190,7 @@ class _BatchColumns:
         array, unread = feature_column(self.data, name, self.schema)
         if unread is not None:
             for source in next(entry.columns for entry in self.schema.derived if entry.name == name):
-                self.check.reject(unread, source, "not a moment", self.data.column(source))
+                self.check.reject(unread, source, NO_MOMENT, self.data.column(source))
         return array
 
     def encode(self, entry: Field) -> _Column:
@@ -197,11 +204,7 @@ class _BatchColumns:
         if entry.kind == "vector":
             return self._vector(entry)
         array = self.column(entry.name)
-        if is_list(array.type):
-            raise DataError(
-                f"column {entry.name!r} holds lists ({array.type}), but the schema calls it a single category; "
-                f'write one value a row, or of a job name it in [schema] lists = ["{entry.name}"]'
-            )
+        check_categories(array.type, entry.name)
         return self._category(entry.name, array)
 
     def _category(self, column: str, array: pa.Array) -> _Column:
@@ -337,7 +340,7 @@ class _BatchColumns:
     def _list(self, entry: Field, bits: int = 0) -> _Column:
         """Every element is a category; a missing or empty list is the missing category."""
         found = lists_of(self.column(entry.name), entry.name, self.schema.list_separator)
-        elements = without_missing(found.elements, self.schema.missing)
+        elements = without_missing(found.elements, missing_texts(self.data, entry.name, self.schema))
         indices = hashing.hash_category(elements, entry.name, bits or self.hash_bits, self.form)
         lengths = np.diff(found.offsets)
         missing = hashing.token_index(entry.name, hashing.MISSING, bits or self.hash_bits)

@@ -50,16 +50,19 @@ class Columns:
 
 
 def resolve_shards(
-    schema: Schema, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None
+    schema: Schema,
+    shards: Sequence[Shard],
+    storage_options: Mapping[str, Any] | None = None,
+    tell: Callable[[Mapping[str, str]], None] | None = None,
 ) -> ResolvedSchema:
     """The schema on the columns of shards that hold rows.
 
     The first shard decides where the schema names all its columns; otherwise the footers of all. What is left out is
-    told in a warning, with the reason.
+    passed to `tell`, with the reason: told in a warning unless that says otherwise.
     """
     known = columns_of(shards if _asks_for_all(schema) else shards[:1], storage_options)
     try:
-        resolved = resolve_told(schema, known)
+        resolved = resolve_told(schema, known, tell or tell_left_out)
     except SettingsError:
         _check_first(schema, known, shards, storage_options)
         raise
@@ -166,7 +169,7 @@ def _tell_of_mixed(known: Columns, numbers: Iterable[str]) -> None:
             logger.warning(
                 "column %r holds integers in %s, and floats in %s, as pandas writes integers with gaps: it is taken "
                 "for a number. If its values are codes, write that shard with integers (Int64 of pandas has gaps), or "
-                "name the features in [schema], this one in categorical",
+                "name the features by role, this one in categorical",
                 name,
                 *known.mixed[name],
             )

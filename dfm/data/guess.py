@@ -282,10 +282,8 @@ def _find_features(draft: _Draft) -> None:
 
 def _why_not(facts: ColumnFacts) -> str:
     """The reason to leave a column out; empty where it is a feature."""
-    if facts.kind not in (*CATEGORY_KINDS, "float", "list"):
-        return f"it holds {facts.kind}" + ("; a derived hour or weekday may help" if facts.moments else "")
-    if facts.moments:
-        return "it holds moments; a derived hour or weekday may help"
+    if facts.moments or facts.kind not in (*CATEGORY_KINDS, "float", "list"):
+        return f"it holds {_kind_left_out(facts)}"
     if facts.n_distinct == 0 or (facts.n_distinct == 1 and not facts.n_missing):
         return "it has no value" if not facts.n_distinct else f"it has one value, {facts.top[0]}"
     if why := _why_no_category(facts):
@@ -294,6 +292,17 @@ def _why_not(facts: ColumnFacts) -> str:
     if is_unique and facts.kind != "list" and not _is_measure(facts):
         return f"each row has a value of its own, as an index has{_commas(facts)}"
     return ""
+
+
+def _kind_left_out(facts: ColumnFacts) -> str:
+    """The kind of a column that is no feature as it is, and what makes one of it."""
+    if facts.moments:
+        is_text = facts.kind in CATEGORY_KINDS
+        return f"{'moments' if is_text else facts.kind}; a derived hour or weekday may help"
+    if facts.kind.startswith(("time32", "time64")):
+        hour = toml_value(f"hour({facts.name})")
+        return f"times of day; as a category, or by [schema.derive] hour = {hour}, it may help"
+    return facts.kind
 
 
 def _why_no_category(facts: ColumnFacts) -> str:

@@ -13,7 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dfm.data.arrow_types import as_moments, decoded, is_moment, is_text, plain, type_of_moments
+from dfm.data.arrow_types import (
+    as_moments,
+    decoded,
+    is_list,
+    is_moment,
+    is_text,
+    plain,
+    type_of_moments,
+    type_of_values,
+)
 from dfm.data.derive import without_missing
 from dfm.data.parquet import Unit, naming_shard, read_unit
 from dfm.data.reading import Reading
@@ -31,9 +40,18 @@ def latest_moments(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.T
     counted: list[pa.Table | str] = []
     for batch in itertools.chain.from_iterable(read_unit(unit, [column], reading.storage_options) for unit in units):
         with naming_shard(batch):
+            check_moments(batch.data.column(column).type, column)
             moments = without_missing(batch.data.column(column), reading.schema.missing)
             counted.append(counted_moments(moments))
     return latest_or_why(counted, n_rows, column)
+
+
+def check_moments(kind: pa.DataType, column: str) -> None:
+    """DataError where values of this type are no single moments."""
+    if is_list(type_of_values(kind)):
+        raise DataError(
+            f"column {column!r} holds {kind}, which has no order in time; name another column as schema.time"
+        )
 
 
 def counted_moments(moments: pa.Array, rows: pa.Array | None = None) -> pa.Table:

@@ -66,8 +66,8 @@ def _keys_and_weights(elements: pa.Array, column: str) -> tuple[pa.Array, pa.Arr
     kind = elements.type
     if is_list(kind):
         raise DataError(
-            f"column {column!r} holds lists of {kind}; flatten it: elements are single values, or pairs of a category "
-            "and its weight"
+            f"column {column!r} holds lists of {kind}; flatten it: elements are single values; with weights they "
+            'are a map, in Python a dict such as {"shoes": 0.5}'
         )
     if not pa.types.is_struct(kind):
         return elements, None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dfm.data.encoding import dense_entries
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.schema import Field, ResolvedSchema
-from dfm.data.transforms import NumberStatistics
+from dfm.data.transforms import NumberStatistics, beyond_rounding
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DataError
 
@@ -71,11 +71,9 @@ class Scaling:
 
         Columns of zeros and ones stay as they are: they say yes or no, and have no unit. Columns of one value vanish.
         """
-        deviation = np.sqrt(moments.squares / (moments.weight or 1.0))
-        # A column of one large value has the rounding error of its mean for a deviation.
-        varies = deviation > 1e-12 * np.abs(moments.mean)
+        deviation = beyond_rounding(np.sqrt(moments.squares / (moments.weight or 1.0)), moments.mean)
         mean = np.where(moments.is_flag, 0.0, moments.mean)
-        return cls(mean, np.where(varies & ~moments.is_flag, deviation, 1.0))
+        return cls(mean, np.where((deviation > 0) & ~moments.is_flag, deviation, 1.0))
 
     def apply(self, matrix: NDArray[Any]) -> NDArray[np.float64]:
         """The columns as the model sees them, float64[n_rows, n_columns]."""

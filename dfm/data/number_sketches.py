@@ -13,7 +13,7 @@ from dfm.data.columns import number_column
 from dfm.data.parquet import BATCH_ROWS, Batch, Unit, naming_shard
 from dfm.data.reading import Reading, teaching_batches
 from dfm.data.schema import ResolvedSchema
-from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
+from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics, beyond_rounding
 
 _SKETCH_SIZE = 2048
 _GLANCE, _LEAST_GLANCE = 1 << 17, 1 << 12
@@ -141,4 +141,4 @@ def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberSt
     reached = np.cumsum(weights[order]) / count
     picks = np.searchsorted(reached, np.arange(1, n_buckets) / n_buckets)
     boundaries = np.unique(values[order][np.minimum(picks, len(values) - 1)])
-    return NumberStatistics(tuple(boundaries.tolist()), mean, float(np.sqrt(squares / count)))
+    return NumberStatistics(tuple(boundaries.tolist()), mean, float(beyond_rounding(np.sqrt(squares / count), mean)))

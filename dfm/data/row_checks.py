@@ -13,6 +13,8 @@ from dfm.data.columns import LARGEST, Flags, Floats
 
 NOT_FINITE = "not finite"
 """Reason that a row is bad: NaN or infinity stands for a feature."""
+NO_MOMENT = "not a moment"
+"""Reason that a row is bad: a column is made of text that is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ def infer(schema: Schema, kinds: Mapping[str, str]) -> Schema:
     if schema.categorical or schema.numeric:
         return schema
     kinds = {**kinds, **{entry.name: entry.kind for entry in derived_columns(schema.derive)}}
-    listed = set(_match_all("lists", schema.lists, list(kinds)))
+    listed = set(_match_all(schema, "lists", list(kinds)))
     free = [column for column in kinds if column not in {*_reserved(schema), *listed}]
     scalars = [column for column in free if kinds[column] in (*CATEGORY_KINDS, "float")]
     numeric = [column for column in scalars if kinds[column] == "float" or is_named(column, schema.transforms)]
@@ -175,7 +175,7 @@ def resolve(schema: Schema, columns: Sequence[str]) -> ResolvedSchema:
     """
     _check_special_columns(schema, columns)
     derived = derived_columns(schema.derive)
-    _check_derived(derived, columns)
+    _check_derived(schema, derived, columns)
     columns = [*columns, *(entry.name for entry in derived)]
     members = _members(schema, columns)
     for entry in derived:
@@ -210,7 +210,7 @@ def resolve(schema: Schema, columns: Sequence[str]) -> ResolvedSchema:
     )
 
 
-def _check_derived(derived: Sequence[Derived], columns: Sequence[str]) -> None:
+def _check_derived(schema: Schema, derived: Sequence[Derived], columns: Sequence[str]) -> None:
     for entry in derived:
         if entry.name in columns:
             raise SettingsError(
@@ -218,7 +218,8 @@ def _check_derived(derived: Sequence[Derived], columns: Sequence[str]) -> None:
             )
         for column in entry.columns:
             if column not in columns:
-                raise SettingsError(_unknown(f"schema.derive.{entry.name}", column, columns))
+                others = _without_labels(schema, columns)
+                raise SettingsError(_unknown(f"schema.derive.{entry.name}", column, others))
 
 
 def _reserved(schema: Schema) -> dict[str, str]:
@@ -239,7 +240,7 @@ def _members(schema: Schema, columns: Sequence[str]) -> dict[str, list[str]]:
     members: dict[str, list[str]] = {}
     by_pattern: dict[str, str] = {}
     for role in FEATURE_ROLES:
-        matched = _match_all(role, getattr(schema, role), columns)
+        matched = _match_all(schema, role, columns)
         members[role] = [column for column in matched if owners.get(column, role) == role]
         for column in members[role]:
             if by_pattern.setdefault(column, role) != role:
@@ -259,15 +260,20 @@ def _named_in_full(schema: Schema, columns: Sequence[str]) -> dict[str, str]:
     return owners
 
 
-def _match_all(role: str, patterns: Iterable[str], columns: Sequence[str]) -> list[str]:
-    """Every column that one of the patterns names, once, in the order of the patterns."""
+def _match_all(schema: Schema, role: str, columns: Sequence[str]) -> list[str]:
+    """Every column that one of the patterns of a role names, once, in the order of the patterns."""
     found: dict[str, None] = {}
-    for pattern in patterns:
+    for pattern in getattr(schema, role):
         matched = _match(pattern, columns)
         if not matched:
-            raise SettingsError(_unknown(f"schema.{role}", pattern, columns))
+            raise SettingsError(_unknown(f"schema.{role}", pattern, _without_labels(schema, columns)))
         found.update(dict.fromkeys(matched))
     return list(found)
+
+
+def _without_labels(schema: Schema, columns: Sequence[str]) -> list[str]:
+    """The columns that may become features."""
+    return [column for column in columns if column not in (schema.label, schema.weight)]
 
 
 def _match(pattern: str, columns: Sequence[str]) -> list[str]:
@@ -286,7 +292,8 @@ def _transforms(schema: Schema, columns: Sequence[str], numeric: Sequence[str]) 
     """Transform of each numeric column; a full name beats a pattern, and the later of two patterns wins."""
     chosen = dict.fromkeys(numeric, schema.numeric_transform)
     for pattern, transform in sorted(schema.transforms.items(), key=lambda entry: entry[0] in columns):
-        matched = _match_all("transforms", [pattern], columns)
+        if not (matched := _match(pattern, columns)):
+            raise SettingsError(_unknown("schema.transforms", pattern, _without_labels(schema, columns)))
         affected = [column for column in matched if column in chosen]
         if not affected:
             raise SettingsError(

@@ -7,8 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data import labels
-from dfm.data.columns import Flags, parse_numbers
-from dfm.data.derive import without_missing
+from dfm.data.columns import Flags, check_numbers, given_column, parse_numbers
 from dfm.data.row_checks import RowCheck
 from dfm.data.schema import ResolvedSchema
 
@@ -34,11 +33,12 @@ def teaching_rows(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> Fl
 
 def checked_labels(data: pa.RecordBatch, schema: ResolvedSchema, task: str, check: RowCheck) -> NDArray[np.float32]:
     """Labels float32[n_rows]; `check` is told of rows whose labels are bad."""
-    array = without_missing(data.column(schema.label), schema.missing)
+    array = given_column(data, schema.label, schema)
     if schema.label_positive:
         positive, missing = labels.positive_rows(array, schema.label_positive, schema.label)
         check.reject(missing, schema.label, "label is missing", array)
         return positive.astype(np.float32)
+    check_numbers(array.type, schema.label, "label")
     values, present, unparsed = parse_numbers(array, schema.label, schema.numbers)
     check.reject(~present, schema.label, "label is missing", array)
     check.reject(unparsed, schema.label, labels.NO_NUMBER, array)
@@ -52,7 +52,8 @@ def checked_weights(data: pa.RecordBatch, schema: ResolvedSchema, check: RowChec
     """Weights float32[n_rows], empty where the data has none; `check` is told of rows whose weights are bad."""
     if not (column := schema.weight):
         return _NO_FLOATS
-    array = without_missing(data.column(column), schema.missing)
+    array = given_column(data, column, schema)
+    check_numbers(array.type, column, "weight")
     values, present, unparsed = parse_numbers(array, column, schema.numbers)
     check.reject(~present | unparsed, column, "weight is missing or not a number", array)
     check.reject(~np.isfinite(values), column, "weight is not finite", array)

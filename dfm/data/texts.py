@@ -16,6 +16,14 @@ from dfm.storage.xxhash import xxh64
 MISSING = "(missing)"
 
 
+def check_single(kind: pa.DataType, column: str) -> None:
+    """DataError where a row of this type has several values."""
+    if arrow_types.is_list(kind) or pa.types.is_struct(kind):
+        raise DataError(
+            f"column {column!r} holds {kind}: slices and groups need one value a row; choose another column"
+        )
+
+
 def texts_of(array: pa.Array, column: str) -> pa.Array:
     """Values as the text that categories are compared by; a missing one is MISSING. DataError where they are lists."""
     array = arrow_types.plain(array)
@@ -23,10 +31,7 @@ def texts_of(array: pa.Array, column: str) -> pa.Array:
         array = array.dictionary_decode()
     array = arrow_types.decoded(array)
     kind = array.type
-    if arrow_types.is_list(kind) or pa.types.is_struct(kind):
-        raise DataError(
-            f"column {column!r} holds {kind}: slices and groups need one value a row; choose another column"
-        )
+    check_single(kind, column)
     if pa.types.is_floating(kind):
         numbers = canonical.category_numbers(array, SHORTEST).to_pylist()
         texts = pa.array([None if x is None else canonical.float_text(x) for x in numbers], pa.string())

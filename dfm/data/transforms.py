@@ -170,6 +170,13 @@ def _rounded_names(known: NumberStatistics) -> list[str]:
 # ----------------------------------------------------------------------------------------------- values ----
 
 
+def beyond_rounding(deviation: Floats | float, mean: Floats | float) -> Floats:
+    """A deviation, or an array of them, as it was computed; 0 where it is no more than the rounding error of the mean
+    of numbers that are all alike.
+    """
+    return np.where(deviation > 1e-12 * np.abs(mean), deviation, 0.0)
+
+
 def standardized(numbers: Floats, known: NumberStatistics) -> Floats:
     """(x - mean) / deviation; a column of one value is 0."""
     with np.errstate(over="ignore"):

@@ -68,13 +68,16 @@ class Diagnosis:
             return []
 
     def _found(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
-        model = self.job.model
+        model, reading = self.job.model, self.prepared.reading
+        names = [entry.name for entry in reading.schema.fields]
         counts = self.prepared.summary.by_field or self.watch.result(
-            self.watch.submit(count_fields, self.prepared.vocabulary)
+            self.watch.submit(count_fields, self.prepared.vocabulary, names)
         )
+        # A warm start has the statistics of earlier rows, which do not say what these hold.
+        known = {} if self.job.training.warm_start else reading.statistics
         linear = self._linear_metrics(blocks) if metrics and self._has_pairs else {}
         return [
-            *column_findings(self.prepared.reading.schema, counts, model.min_count, self.collided_share),
+            *column_findings(reading.schema, known, counts, model.min_count, self.collided_share),
             *table_finding(self.collided_share, model.hash_bits),
             *validation_findings(metrics),
             *model_findings(self.work.objective, metrics, linear),

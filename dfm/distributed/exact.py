@@ -186,7 +186,7 @@ def solving_numbers(run: Run, prepared: Prepared) -> dict[str, Any]:
     stdev, step = initial_stdev(run.job.model, training, crowd), exact_step(training, crowd)
     found = {"solver": training.solver, "iterations": training.n_iterations, "init_stdev": stdev}
     if training.solver == MCMC:
-        return {**found, "burn_in": training.n_burnt, "draws": training.draws}
+        return {**found, "burn_in": training.n_burnt, "draws": training.n_kept}
     return {**found, "l2_linear": step.l2_linear, "l2_factors": step.l2_factors}
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distributed import Client
 
+from dfm.data.chunks import OneClassError
 from dfm.data.latest import equal_parts
 from dfm.distributed import backends
 from dfm.distributed.beginning import begun, prepare_rows
@@ -22,6 +24,7 @@ from dfm.distributed.run import OnEvent, Run
 from dfm.distributed.several import mean_of, member_runs, side_by_side, train_several
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.losses import is_paired
+from dfm.model.objective import UndefinedMetricError
 from dfm.settings.job import Job
 from dfm.training.automatic import Course
 from dfm.training.inputs import Inputs, RowSplit, find_inputs, plan_event
@@ -131,15 +134,28 @@ def _fold(run: Run, number: int, split: RowSplit) -> dict[str, Any]:
     """Metrics of a fold."""
     inputs = dataclasses.replace(run.inputs, split=split)
     own = dataclasses.replace(run, inputs=inputs, tell=lambda event: _passing(run, event))
-    prepared = prepare_rows(own)
-    held_out = prepared.validation_account
-    held_out.check_any(f"validate on in fold {number}", inputs.schema.weight)
-    prepared, trained = best_of_both(own, prepared, _trained(own, prepared))
+    with _naming_fold(number):
+        prepared = prepare_rows(own)
+        prepared.validation_account.check_any(f"validate on in fold {number}", inputs.schema.weight)
+        _, trained = best_of_both(own, prepared, _trained(own, prepared))
     metrics = dict(trained.best.metrics)
     metrics.pop("calibration_bins", None)
     n_epochs = max((event["epoch"] for event in trained.history), default=0)
     run.tell({"event": "fold", "fold": number, "epochs": n_epochs, **metrics})
     return metrics
+
+
+@contextlib.contextmanager
+def _naming_fold(number: int) -> Iterator[None]:
+    """Name the fold that lacks rows of both classes, and the way out."""
+    try:
+        yield
+    except OneClassError as error:
+        raise DataError(f"fold {number}: {error}, or ask for fewer folds") from error
+    except UndefinedMetricError as error:
+        raise SettingsError(
+            f"fold {number}: {error.args[0]}. Ask for fewer folds, or leave training.stop_on out"
+        ) from error
 
 
 def _trained(run: Run, prepared: Prepared) -> Trained:

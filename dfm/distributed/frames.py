@@ -37,8 +37,8 @@ def tally_rows(
 
 def row_batches(model: FMModel, data: Any, name: str, slicing: Slicing | None = None) -> Iterator[Batch]:
     """Labelled rows in any form that a model scores, in batches."""
-    wanted, first = labelled_columns(model, slicing=slicing), 0
-    for batch in batches_of(in_columns(data, model.schema, wanted), wanted, numeric_of(model.schema)):
+    wanted, first, schema = labelled_columns(model, slicing=slicing), 0, model.schema
+    for batch in batches_of(in_columns(data, schema, wanted), wanted, numeric_of(schema), schema.missing):
         yield Batch(batch, Shard(name, 0, "", (batch.num_rows,), ()), NO_ROW_GROUP, first)
         first += batch.num_rows
 

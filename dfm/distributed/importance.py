@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from distributed import Future
 
+from dfm.data.accounting import RowAccount
 from dfm.data.draw import sampled
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashed_rows import HashedRows, concatenate_rows
@@ -27,6 +28,7 @@ from dfm.errors import SettingsError
 from dfm.model.entries import narrowed
 from dfm.model.fm_model import FMModel
 from dfm.model.importance import Damage, Donors, Effort, Sample, donors_of, without
+from dfm.model.objective import total_loss
 from dfm.model.pair_strength import left_out, n_paired, pair_sums
 from dfm.model.slices import Floats, losses_of
 from dfm.training.plan import plan_reading
@@ -45,10 +47,12 @@ def check_importance(model: FMModel) -> None:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Good rows that columns are measured in, batch by batch, each with its place; and what pairs of fields make."""
+    """Good rows that columns are measured in, batch by batch, each with its place; and of all rows the account, and
+    what pairs of fields make.
+    """
 
     parts: tuple[tuple[str, pa.RecordBatch], ...]
-    pairs: Damage
+    whole: Damage
 
 
 def damage_in_shards(
@@ -110,27 +114,28 @@ def drawn_in_batches(
 ) -> Drawn:
     """The rows to measure of batches."""
     model = weighing(model, is_weighted)
-    return drawn_of(model, ((batch.place, _good(model, batch, on_bad_rows)) for batch in batches), effort)
+    return drawn_of(model, ((batch.place, *_good(model, batch, on_bad_rows)) for batch in batches), effort)
 
 
-def drawn_of(model: FMModel, batches: Iterable[tuple[str, pa.RecordBatch]], effort: Effort) -> Drawn:
-    """The rows to measure of good rows, batch by batch, each with its place."""
-    pairs = Damage.none(len(model.schema.columns), effort.n_repeats, n_paired(model))
+def drawn_of(model: FMModel, batches: Iterable[tuple[str, pa.RecordBatch, RowAccount]], effort: Effort) -> Drawn:
+    """The rows to measure of good rows, batch by batch, each with its place and its account."""
+    whole = Damage.none(len(model.schema.columns), effort.n_repeats, n_paired(model))
     parts = []
-    for place, good in batches:
+    for place, good, account in batches:
+        whole = replace(whole, account=whole.account + account)
         rows = sampled(good, effort.share, place)
         if rows.num_rows:
             parts.append((place, rows))
-        if good.num_rows and len(pairs.pairs):
-            pairs = _with_pairs(pairs, model, sampled(good, effort.pair_share, f"{place} pairs"))
-    return Drawn(tuple(parts), pairs)
+        if good.num_rows and len(whole.pairs):
+            whole = _with_pairs(whole, model, sampled(good, effort.pair_share, f"{place} pairs"))
+    return Drawn(tuple(parts), whole)
 
 
 def damage_of(model: FMModel, drawn: Drawn, donors: Donors, effort: Effort) -> Damage:
     """The damage of drawn rows. Few of each batch are scored together: what one scoring costs apart from its rows is
     then paid once.
     """
-    found, waiting = drawn.pairs, list[tuple[str, pa.RecordBatch]]()
+    found, waiting = drawn.whole, list[tuple[str, pa.RecordBatch]]()
     for place, rows in drawn.parts:
         if waiting and (sum(each.num_rows for _, each in waiting) >= _TOGETHER or rows.schema != waiting[0][1].schema):
             found += _damages(model, waiting, donors, effort)
@@ -150,31 +155,30 @@ def _damages(model: FMModel, parts: Sequence[tuple[str, pa.RecordBatch]], donors
 
 def _with_pairs(damage: Damage, model: FMModel, data: pa.RecordBatch) -> Damage:
     """The damage, and the terms of pairs of fields in some rows."""
-    encoded = model.encode(data, model.objective.label_kind).rows
-    weights = encoded.weights.astype(np.float64) if encoded.weights.size else np.ones(encoded.n_rows)
+    weights = _weights(model.encode(data, model.objective.label_kind).rows)
     pairs = damage.pairs + pair_sums(model, data, weights)
     return replace(damage, pairs=pairs, pair_weight=damage.pair_weight + float(weights.sum()))
 
 
-def _good(model: FMModel, batch: Batch, on_bad_rows: str) -> pa.RecordBatch:
-    """The good rows. DataError where one is bad and none may be."""
+def _good(model: FMModel, batch: Batch, on_bad_rows: str) -> tuple[pa.RecordBatch, RowAccount]:
+    """The good rows, and the account. DataError where a row is bad and none may be."""
     with naming_shard(batch):
         encoded = model.encode(batch.data, model.objective.label_kind)
-    account_of(on_bad_rows, batch, encoded)
-    return good_rows(batch.data, encoded)
+    account = account_of(on_bad_rows, batch, encoded)
+    return good_rows(batch.data, encoded), account
 
 
 def _damage(model: FMModel, sample: Sample, donors: Donors, n_repeats: int) -> Damage:
     data = sample.data
     columns, encoded = model.schema.columns, model.encode(data, model.objective.label_kind)
     made_of = _fields_made_of(model.schema)
-    losses, weights = _losses(model, encoded)
+    (plain,) = _losses(model, encoded, [data.num_rows])
     missing = ((without(data, column), column) for column in columns)
     pairs = itertools.product(range(n_repeats), columns)
     others = ((sample.permuted(column, repeat, donors), column) for repeat, column in pairs)
     changed = (_changed(model, encoded.rows, made_of, *each) for each in itertools.chain(missing, others))
     found = np.array(_losses_of_each(model, encoded, changed)).reshape(n_repeats + 1, len(columns))
-    told = data.num_rows, float(weights.sum()), float(losses.sum())
+    told = data.num_rows, float(_weights(encoded.rows).sum()), plain
     return Damage(*told, found[0], found[1:], np.zeros((n_paired(model), n_paired(model))))
 
 
@@ -208,10 +212,9 @@ def _losses_of_each(model: FMModel, encoded: Encoded, changed: Iterable[HashedRo
     most = max(1, _TOGETHER // max(n_rows, 1))
     for rows in itertools.chain(changed, [None]):
         if waiting and (rows is None or rows.fields.size or waiting[-1].fields.size or len(waiting) == most):
-            losses, _ = _losses(model, replace(encoded, rows=concatenate_rows(waiting)))
-            ends = np.cumsum([each.n_rows for each in waiting])
-            parts = np.split(losses, ends[:-1])
-            found += [float(part.sum()) if len(part) == n_rows else math.nan for part in parts]
+            sizes = [each.n_rows for each in waiting]
+            losses = _losses(model, replace(encoded, rows=concatenate_rows(waiting)), sizes)
+            found += [loss if size == n_rows else math.nan for loss, size in zip(losses, sizes, strict=True)]
             waiting = []
         waiting += [] if rows is None else [rows]
     return found
@@ -235,12 +238,24 @@ def _with_fields(model: FMModel, rows: HashedRows, data: pa.RecordBatch, own: Se
     return replace(rows, indices=indices.reshape(-1), values=values.reshape(-1) if has_values else rows.values)
 
 
-def _losses(model: FMModel, encoded: Encoded) -> tuple[Floats, Floats]:
-    """The loss of each row times its weight, and the weights, float64[n_rows]."""
-    raw, rows, objective = model.score(encoded), encoded.rows, model.objective
-    weights = (rows.weights if rows.weights.size else np.ones(rows.n_rows)).astype(np.float64)
+def _losses(model: FMModel, encoded: Encoded, sizes: Sequence[int]) -> list[float]:
+    """The weighted sums of the losses of so many rows each, one after the other: of the loss that is a metric of its
+    own, or else of squared errors or log losses.
+    """
+    raw, objective, ends = model.score(encoded), model.objective, np.cumsum(sizes)[:-1]
+    labels, weights = encoded.rows.labels.astype(np.float64), _weights(encoded.rows)
+    if objective.own_loss is not None:
+        total = total_loss(objective.own_loss)
+        parts = (np.split(each, ends) for each in (raw.astype(np.float64), labels, weights))
+        return [float(total(*part)) for part in zip(*parts, strict=True)]
     scores, predictions = objective.calibrated(raw).astype(np.float64), objective.predict(raw).astype(np.float64)
-    return weights * losses_of(scores, predictions, rows.labels.astype(np.float64), model.task == "regression"), weights
+    losses = weights * losses_of(scores, predictions, labels, model.task == "regression")
+    return [float(part.sum()) for part in np.split(losses, ends)]
+
+
+def _weights(rows: HashedRows) -> Floats:
+    """The weight of each row, float64[n_rows]."""
+    return (rows.weights if rows.weights.size else np.ones(rows.n_rows)).astype(np.float64)
 
 
 def described(damage: Damage, schema: ResolvedSchema) -> dict[str, Any]:

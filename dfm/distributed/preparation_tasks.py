@@ -129,7 +129,7 @@ def summarise(
     if alone is not None:
         n_earlier, today = n_besides(vocabulary, hashed.counts), build_vocabulary(hashed.counts, *alone)
         n_distinct += n_earlier
-        summary = replace(summary, n_distinct=n_distinct, n_earlier=n_earlier, by_field=count_fields(today))
+        summary = replace(summary, n_distinct=n_distinct, n_earlier=n_earlier, by_field=count_fields(today, alone[0]))
     return summary, hashed.account, hashed.held_out
 
 

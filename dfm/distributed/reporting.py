@@ -102,7 +102,8 @@ def _has_losses(run: Run) -> bool:
 def _widest_column(run: Run, prepared: Prepared) -> str:
     """The column of categories with most features; "" without any."""
     schema = run.inputs.schema
-    counts = run.watch.result(run.watch.submit(count_fields, prepared.vocabulary))
+    names = [entry.name for entry in schema.fields]
+    counts = run.watch.result(run.watch.submit(count_fields, prepared.vocabulary, names))
     made = {entry.name for entry in schema.derived}
     sizes = {
         entry.name: count.features
@@ -176,8 +177,8 @@ def look_at_rows(
     evaluation = evaluated(model, scored, scoring.slicing)
     if effort is None:
         return Seen(evaluation, None)
-    good = [rows.data for _, rows, _ in scored]
-    return Seen(evaluation, drawn_of(model, zip([batch.place for batch in batches], good, strict=True), effort))
+    good = [(batch.place, rows.data, account) for batch, (account, rows, _) in zip(batches, scored, strict=True)]
+    return Seen(evaluation, drawn_of(model, good, effort))
 
 
 def _some(reading: Reading, units: Sequence[Unit], columns: list[str], share: float) -> list[Batch]:

@@ -133,7 +133,7 @@ class Journal:
             text = "".join(to_json(line) + "\n" for line in lines)
             files.write_bytes(self.url, text.encode(), self.options)
 
-    def loss(self, key: str, rung: int, seed: int = 0) -> float | None:
+    def loss(self, key: str, rung: int, seed: int) -> float | None:
         """The loss of a trial at a rung; None where that is not known. inf where it diverged."""
         for record in self.records:
             if (record["key"], record["rung"], record["seed"]) == (key, rung, seed):
@@ -163,10 +163,17 @@ class Search:
     trials: Trials
     journal: Journal
     _loops: dict[int, TrainingLoop] = field(init=False, default_factory=dict)
+    _asked: set[tuple[str, int, int]] = field(init=False, default_factory=set)
+    """Key, rung and seed of its own records: the journal may have others, of another space."""
 
     @property
     def _job(self) -> Job:
         return self.trials.run.job
+
+    def _known(self, key: str, rung: int, seed: int = 0) -> float | None:
+        """The loss that the journal has of a record of this search."""
+        self._asked.add((key, rung, seed))
+        return self.journal.loss(key, rung, seed)
 
     def result(self) -> SearchResult:
         """All rungs, then the best and the default with several seeds."""
@@ -195,7 +202,7 @@ class Search:
 
         calls: dict[int, Callable[[], Event]] = {}
         for trial in trials:
-            if (loss := self.journal.loss(trial.key, rung)) is None:
+            if (loss := self._known(trial.key, rung)) is None:
                 calls[trial.number] = functools.partial(self._train, trial, rung, until)
             else:
                 heed(trial.number, loss)
@@ -253,7 +260,8 @@ class Search:
         number = 0 if is_default else winner.number
         metric = self.trials.metric
         self.trials.run.tell({"event": "searched", "job": url, "trial": number, "losses": losses, "metric": metric})
-        return SearchResult(url, is_default, losses, list(self.journal.records), metric)
+        own = [each for each in self.journal.records if (each["key"], each["rung"], each["seed"]) in self._asked]
+        return SearchResult(url, is_default, losses, own, metric)
 
     def _closing(self, rivals: Mapping[str, Rival], seeds: Sequence[int]) -> dict[tuple[str, int], float]:
         """Losses of the rivals with each seed, trained to their ends."""
@@ -261,7 +269,7 @@ class Search:
         calls: dict[tuple[str, int], Callable[[], Event]] = {}
         for name, rival in rivals.items():
             for seed in seeds:
-                if (known := self.journal.loss(rival.key, _TO_THE_END, seed)) is None:
+                if (known := self._known(rival.key, _TO_THE_END, seed)) is None:
                     calls[name, seed] = functools.partial(self._with_seed, rival, seed)
                 else:
                     found[name, seed] = known

@@ -21,7 +21,8 @@ from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Ended, Event, OnEvent, Run
 from dfm.distributed.tuning import row_scale
 from dfm.distributed.variants import with_least
-from dfm.errors import DfmError, DivergenceError, SettingsError
+from dfm.errors import DivergenceError, SettingsError
+from dfm.model.objective import UndefinedMetricError
 from dfm.settings.constraints import show
 from dfm.settings.job import Job
 from dfm.settings.tables import ALS, SGD
@@ -52,11 +53,19 @@ def open_trials(
     inputs = find_inputs(order.job, pins)
     check(inputs)
     check_trials(inputs, order)
-    order = order.of_fields(inputs.schema)
+    order = _comparing(order.of_fields(inputs.schema))
     tell(plan_event(inputs))
     cluster = backends.cluster_of(order, inputs)
     with connect.client_of(cluster, client) as own, begun(order, inputs, own, tell) as run:
         yield Trials(run, prepare_rows(run))
+
+
+def _comparing(order: Order) -> Order:
+    """The order, in which the metric that compares trials must be defined, also of pairs of rows."""
+    objective = order.objective
+    if not objective.is_paired:
+        return order
+    return dataclasses.replace(order, objective=dataclasses.replace(objective, stop_on=objective.watched))
 
 
 def check_trials(inputs: Inputs, order: Order) -> None:
@@ -100,7 +109,7 @@ class Trials:
         settings: `learning_rate` and `l2_linear` in units of the automatic ones, `init_scale` of the automatic
         init_stdev, `factor_rate_scale`, `l2_factors`, `min_count_factors`, `n_factors`; what is not given is the
         default. inf where training diverged; why the first one did is logged as a warning. SettingsError for other
-        names.
+        names, and where the validation rows do not define `metric`.
         """
         default = trials_of(self.run.job)[0]
         known = {entry.name for entry in dataclasses.fields(Trial)} - {"number"}
@@ -126,13 +135,18 @@ class Trials:
         """The best loss, as `loss` has it, after a loop walked on to an epoch; where it diverged inf, and why."""
         try:
             loop.run(until)
+            assert loop.best is not None
+            found = loop.objective.cost(loop.best.metrics)
+            if found is None:
+                raise DivergenceError(f"{loop.objective.watched} of the rows to validate on is no finite number")
         except DivergenceError as error:
             logger.log(logging.INFO if self._has_warned else logging.WARNING, "a trial diverged: %s", error)
             self._has_warned = True
             return math.inf, str(error)
-        found = loop.objective.cost(loop.best.metrics) if loop.best else None
-        if found is None:
-            raise DfmError("a trial has no validation loss; please report this")
+        except UndefinedMetricError as error:
+            raise SettingsError(
+                f"{error.args[0]}, so that trials cannot be compared. Name others in data.validation"
+            ) from error
         return found, ""
 
     def end(self) -> None:

@@ -42,7 +42,16 @@ from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, c
 from dfm.estimators.notes import tell_what_says_nothing
 from dfm.estimators.outputs import AsFitted, Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised, RowsToFit
-from dfm.estimators.shards import check_names, paths_of, read_evaluation, read_labelled, read_shards, validation_paths
+from dfm.estimators.shards import (
+    Wanted,
+    check_names,
+    paths_of,
+    read_evaluation,
+    read_labelled,
+    read_shards,
+    read_to_fit,
+    validation_paths,
+)
 from dfm.estimators.sources import ArrayRows, Relabel, RowSource
 from dfm.events import history_frame
 from dfm.kernels.cpu import backend as numba_cpu
@@ -51,7 +60,7 @@ from dfm.model.figures import plot_history
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import LossInfo, Objective
 from dfm.model.outputs import NUMPY, PREDICTION, check_output, handed_out
-from dfm.model.rows import arrived, numeric_of
+from dfm.model.rows import arrived, none_for_nan, numeric_of
 from dfm.model.token_names import TokenNames
 from dfm.solvers.posterior import Draws, mean_scores
 from dfm.training.executor import Event
@@ -96,7 +105,10 @@ class BaseFactorizationMachine(Parametrised):
         if goes_on:
             return self._known_data(X)
         options = self._table_options()
-        return as_arrow(X, named_in(X, options.numeric)) if is_table(X, options) else self._validated(X, reset=True)
+        if is_table(X, options):
+            return as_arrow(X, named_in(X, options.numeric), options.missing)
+        self._feature_options().table.check_matrix()
+        return self._validated(X, reset=True)
 
     def _record_columns(self, n_columns: int, names: Sequence[str] | None) -> None:
         self.n_features_in_ = n_columns
@@ -128,14 +140,21 @@ class BaseFactorizationMachine(Parametrised):
             UserWarning,
             stacklevel=3,
         )
-        return {name: array[:, j].tolist() for j, name in enumerate(names)}
+        return {name: none_for_nan(array[:, j].tolist()) for j, name in enumerate(names)}
+
+    def _known_columns(self) -> Wanted:
+        """The columns of shards that the features of the fit are made of; of a matrix without names all."""
+        if isinstance(self._features, TableFeatures):
+            return Wanted(self._features.schema.columns, numeric_of(self._features.schema))
+        names = getattr(self, "feature_names_in_", None)
+        return Wanted() if names is None else Wanted(list(names), frozenset(names))
 
     def _by_name(self, X: Any) -> Any:
         """The columns that the fit knows, of a dict or an Arrow table."""
         if not (is_columns(X) or is_arrow(X)) or not hasattr(self, "feature_names_in_"):
             return X
         names = list(self.feature_names_in_)
-        table = as_arrow(X, names)
+        table = as_arrow(X, names, self._table_options().missing)
         if missing := [name for name in names if name not in table.column_names]:
             raise DataError(f"the rows lack column {missing[0]!r}; the fit needs {', '.join(names)}")
         return table.select(names)
@@ -193,8 +212,11 @@ class BaseFactorizationMachine(Parametrised):
             check_names(y, sample_weight)
             if client is not None:
                 return self._fit_job(X, y, sample_weight, validation_paths(eval_set, y, sample_weight), client)
-            X, y, sample_weight = read_labelled(X, y, sample_weight)
         goes_on = self.warm_start and hasattr(self, "_outputs")
+        if is_path(X) and goes_on:
+            X, y, sample_weight = read_labelled(X, y, sample_weight, self._known_columns())
+        elif is_path(X):
+            X, y, sample_weight = read_to_fit(X, y, sample_weight, self._table_options())
         return self._fit_source(self._source(X, y, sample_weight, client, goes_on), eval_set, goes_on)
 
     def _fit_source(self, source: RowSource, eval_set: Any, goes_on: bool) -> Self:
@@ -258,7 +280,8 @@ class BaseFactorizationMachine(Parametrised):
         options = self._feature_options()
         self._features = source.learn(options, self._encoding)
         if isinstance(self._features, TableFeatures):
-            tell_what_says_nothing(self._features.schema, self._features.vocabulary, options.table.min_count)
+            known = self._features
+            tell_what_says_nothing(known.schema, known.statistics, known.vocabulary, options.table.min_count)
         if source.columns is not None:
             self._record_columns(*source.columns)
         return summary
@@ -285,7 +308,7 @@ class BaseFactorizationMachine(Parametrised):
         """Rows of eval_set as the source takes them; classes do not reweigh them."""
         if eval_set is None:
             return None
-        given = read_evaluation(unpacked(eval_set))
+        given = read_evaluation(unpacked(eval_set), self._known_columns())
         rows = given if is_dask(given[0]) else self._evaluation_rows(*given)
         return source.evaluation(rows, self._features, self._encoding)
 
@@ -342,8 +365,9 @@ class BaseFactorizationMachine(Parametrised):
         return self._keep(outputs)
 
     def _fit_job(self, X: Any, y: str, sample_weight: str | None, validation: list[str], client: Any) -> Self:
-        """A job on the client's cluster, with these parameters; labels are 0 and 1, or numbers. validation: shards."""
+        """A job on the client's cluster, with these parameters, for two classes or numbers. validation: shards."""
         from dfm import jobs  # loads Dask
+        from dfm.estimators.on_dask import classes_in_shards
 
         if self.warm_start:
             raise SettingsError(
@@ -351,16 +375,19 @@ class BaseFactorizationMachine(Parametrised):
                 "folder in training.warm_start of the tables that job() gives, for dfm.train"
             )
         with tempfile.TemporaryDirectory(prefix="dfm-") as folder:
-            job = self._job_of_shards(paths_of(X), (y, sample_weight), validation, folder)
+            job, classes = self._job_of_shards(paths_of(X), (y, sample_weight), validation, folder), None
+            if self._task == "classification":
+                classes, positive = classes_in_shards([*paths_of(X), *validation], y, client)
+                job = dataclasses.replace(job, schema=dataclasses.replace(job.schema, label_positive=positive))
             own = self.loss if callable(self.loss) else None
             result = jobs.train(job, client, loss=own, regularizer=self.regularizer)
             model = result.model
         self._features = TableFeatures(model.schema, model.vocabulary, model.statistics)
         names = list(model.schema.columns)
         self._record_columns(len(names), names)
-        if self._task == "classification":
-            self.classes_ = np.array([0, 1])
-        self._encoding = LabelEncoding(getattr(self, "classes_", None))
+        if classes is not None:
+            self.classes_ = classes
+        self._encoding = LabelEncoding(classes)
         return self._keep([Output(Fit(model.table, result.history, draws=model.draws), LabelUnit())])
 
     def _keep(self, outputs: list[Output]) -> Self:
@@ -403,7 +430,9 @@ class BaseFactorizationMachine(Parametrised):
         assert isinstance(features, TableFeatures)
         names = TokenNames(features.model(self._tables[0], self._objective_of_fit(), {}))
         if input_features is not None:
-            for batch in as_arrow(input_features, numeric_of(features.schema)).combine_chunks().to_batches():
+            schema = features.schema
+            named = as_arrow(input_features, numeric_of(schema), schema.missing)
+            for batch in named.combine_chunks().to_batches():
                 names.add(batch)
         vocabulary, fields = features.vocabulary, [entry.name for entry in features.schema.fields]
         return np.array(
@@ -461,7 +490,7 @@ class BaseFactorizationMachine(Parametrised):
             return judged(self, X, y, sample_weight)
         if is_path(X):
             check_names(y, sample_weight)
-            X, y, sample_weight = read_labelled(X, y, sample_weight)
+            X, y, sample_weight = read_labelled(X, y, sample_weight, self._known_columns())
         return self.predict(X), y, sample_weight
 
     def _elsewhere(self, X: Any, method: str, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -470,7 +499,7 @@ class BaseFactorizationMachine(Parametrised):
             return None
         check_is_fitted(self)
         if is_path(X):
-            return getattr(self, method)(read_shards(X, getattr(self, "feature_names_in_", None)))
+            return getattr(self, method)(read_shards(X, self._known_columns()))
         from dfm.estimators import on_dask  # loads Dask, which a fit on an array does not need
 
         slim = copy.copy(self)

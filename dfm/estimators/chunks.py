@@ -198,7 +198,7 @@ def _codes_and_weights(chunk: Chunk, labels: LabelEncoding) -> tuple[NDArray[np.
 
 def _chunk_table(data: Any, schema: ResolvedSchema) -> pa.Table:
     _check_columns(data, schema.columns)
-    return as_arrow(data, numeric_of(schema))
+    return as_arrow(data, numeric_of(schema), schema.missing)
 
 
 @dataclass(frozen=True)
@@ -295,6 +295,7 @@ def learn_features(
     meta = getattr(X, "_meta", None)
     if is_table(meta, options.table):
         return _table_features(watch, meta, chunks, options, labels)
+    options.table.check_matrix()
     names, n_columns = names_of(meta), int(X.shape[1])
     scaling = _learn_scaling(watch, chunks, names, labels) if options.table.standardize else None
     rows = encode_chunks(watch, ChunkEncoding(labels, names=names, scaling=scaling), chunks)

@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from dfm.data.partition import SparsePartition
 from dfm.estimators.base import BaseFactorizationMachine
-from dfm.estimators.labels import LabelEncoding, LabelSummary
+from dfm.estimators.labels import LabelEncoding, LabelSummary, one_class_only
 from dfm.estimators.recipes import FactorParameters, takes_rows_apart
 from dfm.estimators.sources import Relabel, RowSource
 from dfm.kernels.losses import DEFAULT_LOSSES
@@ -49,8 +49,9 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         """Train on rows X with class labels y.
 
         X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns, a Dask
-        array (of dense or sparse blocks) or frame, or the path of Parquet shards, whose columns y and sample_weight
-        then name. sample_weight: a weight a row, relative to the mean of those above 0; rows of weight 0 teach nothing.
+        array (of dense or sparse blocks) or frame, whose columns y and sample_weight may name, or the path of Parquet
+        shards, whose columns they do name. sample_weight: a weight a row, relative to the mean of those above 0; rows
+        of weight 0 teach nothing.
         eval_set: (X, y) or (X, y, sample_weight) to validate on after each epoch; the best epoch is kept. client: of
         the Dask cluster to train on; collections take the current one by themselves, everything else is trained in this
         process without it.
@@ -131,7 +132,8 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of rows whose class is predicted, by their weights.
 
-        X: in any form that `fit` takes; of shards, y and sample_weight are names of columns. A collection is computed.
+        X: in any form that `fit` takes; of shards, y and sample_weight are names of columns, of a
+        frame of Dask they may be. A collection is computed.
         """
         predicted, labels, weights = self._judged(X, y, sample_weight)
         return float(accuracy_score(labels, predicted, sample_weight=weights))
@@ -168,9 +170,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         announced = vars(self).get("_announced")
         self.classes_ = summary.classes if announced is None else announced
         if len(self.classes_) < 2:
-            raise ValueError(
-                f"y has one class only, {self.classes_.tolist()[0]!r}: a classifier needs two to tell apart"
-            )
+            raise ValueError(one_class_only(self.classes_.tolist()[0]))
         return LabelEncoding(self.classes_)
 
     def _weighed(self, encoding: LabelEncoding, summary: LabelSummary) -> LabelEncoding:
@@ -266,9 +266,9 @@ class FMClassifier(_Classifier, FactorParameters):
 
     Columns. standardize: bring numbers to mean 0 and deviation 1 (zeros and ones in arrays stay); False: leave them as
     they are; "auto": but leave sparse matrices. Tables of floats alone are taken as arrays, unless roles of columns,
-    derive, nan or a numeric_transform is given. All others are hashed: categorical, numeric, lists and crosses name
-    columns by role (by type where none is named), and missing, nan, list_separator, derive, numeric_transform,
-    hash_bits, min_count and min_count_factors are the knobs of a job file.
+    derive, nan or a numeric_transform is given, which are refused for arrays themselves. All others are hashed:
+    categorical, numeric, lists and crosses name columns by role (by type where none is named), and missing, nan,
+    list_separator, derive, numeric_transform, hash_bits, min_count and min_count_factors are the knobs of a job file.
 
     Work. n_replicas: local models, averaged averages_per_epoch times in every epoch by the rule `merge`; None is one
     in this process, and eight where the rows lie on a cluster. backend: "numba" trains on processors, "cupy" on NVIDIA

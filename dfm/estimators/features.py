@@ -49,7 +49,7 @@ from dfm.data.vocabulary import (
     seen_rarely,
 )
 from dfm.errors import DataError, SettingsError
-from dfm.estimators.notes import tell_left_out
+from dfm.estimators.notes import naming_parameters, tell_left_out
 from dfm.kernels.tables import ParameterTable
 from dfm.model.entries import bad_row
 from dfm.model.fm_model import FMModel, batches_of
@@ -87,6 +87,25 @@ class TableOptions:
         """Whether it says what a matrix of numbers cannot be, so that a table is one even where all of it is floats."""
         roles = self.categorical or self.numeric or self.lists or self.crosses
         return bool(roles or self.derive or self.nan != Schema.nan or self.numeric_transform != SCALED)
+
+    def check_matrix(self) -> None:
+        """SettingsError where it says what cannot be followed where column j of a matrix is feature j."""
+        named = [name for name in ("categorical", "numeric", "lists", "crosses", "derive") if getattr(self, name)]
+        if named:
+            raise SettingsError(
+                f"{named[0]} names columns, and X is an array, whose columns have no names and are all numbers: pass a "
+                'DataFrame (of a step before it: .set_output(transform="pandas"))'
+            )
+        if self.nan != Schema.nan:
+            raise SettingsError(
+                f'nan = "{self.nan}" is for tables, and X is an array, in which no number may be missing: fill the '
+                "gaps before (SimpleImputer), or pass a DataFrame"
+            )
+        if self.numeric_transform != SCALED:
+            raise SettingsError(
+                f'numeric_transform = "{self.numeric_transform}" is for tables, and X is an array, whose columns are '
+                "standardized or stay as they are (standardize = False): pass a DataFrame, or transform them before"
+            )
 
     def of_schema(self) -> dict[str, Any]:
         """The knobs of the [schema] table among them: numbers that are not to be standardized stay as they are."""
@@ -220,7 +239,7 @@ class TableFeatures:
         cls, data: Any, options: TableOptions, n_factors: int, weights: NDArray[np.float32]
     ) -> tuple[TableFeatures, HashedRows]:
         """Schema, statistics and vocabulary of the training rows, and these rows; weights: as of `sketch_table`."""
-        table = as_arrow(data)
+        table = as_arrow(data, missing=options.missing)
         schema = resolve_columns({name: table.schema.field(name).type for name in table.column_names}, options)
         sketches = sketch_table(table, schema, weights)
         statistics = statistics_of({column: [sketch] for column, sketch in sketches.items()}, schema)
@@ -243,7 +262,10 @@ class TableFeatures:
     def rows(self, data: Any) -> HashedRows:
         """The rows of a table, or of an array whose columns are in the order of the schema's."""
         return encoded_rows(
-            as_arrow(data, numeric_of(self.schema)), self.schema, self.vocabulary.hash_bits, self.statistics
+            as_arrow(data, numeric_of(self.schema), self.schema.missing),
+            self.schema,
+            self.vocabulary.hash_bits,
+            self.statistics,
         )
 
     def scoring(self, data: Any) -> SparsePartition:
@@ -256,13 +278,14 @@ class TableFeatures:
 
 
 def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> ResolvedSchema:
-    """The fields of a table, by the options or by the types of its columns."""
+    """The fields of a table, by the options or by the types of its columns. SettingsError where options name others."""
     label = "label"
     while label in types:
         label += "_"
-    settings = Schema(label=label, **options.of_schema())
     kinds = {name: column_kind(kind) for name, kind in types.items()}
-    return resolve_told(settings, Columns([*types, label], {**kinds, label: "int"}, {}), tell_left_out)
+    known = Columns([*types, label], {**kinds, label: "int"}, {})
+    with naming_parameters():
+        return resolve_told(Schema(label=label, **options.of_schema()), known, tell_left_out)
 
 
 def sketch_table(table: pa.Table, schema: ResolvedSchema, weights: NDArray[np.float32]) -> dict[str, NumberSketch]:
@@ -391,16 +414,16 @@ def names_of(data: Any) -> list[str] | None:
     return None
 
 
-def as_arrow(data: Any, numeric: Collection[str] = ()) -> pa.Table:
-    """A table in any of the accepted forms, as one of Arrow. numeric: names of columns that are wanted as numbers.
-    SettingsError where two columns have one name.
+def as_arrow(data: Any, numeric: Collection[str] = (), missing: Collection[str] = ()) -> pa.Table:
+    """A table in any of the accepted forms, as one of Arrow. numeric: names of columns that are wanted as numbers;
+    missing: texts that mean a missing value. SettingsError where two columns have one name.
     """
     if isinstance(data, pa.RecordBatch):
         return as_arrow(pa.Table.from_batches([data]))
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
         check_once(names)
-        batches = list(batches_of(_by_text(data), tuple(names), set(names).intersection(numeric)))
+        batches = list(batches_of(_by_text(data), tuple(names), set(names).intersection(numeric), missing))
         return flat(pa.Table.from_batches(batches)) if batches else pa.table({name: pa.nulls(0) for name in names})
     table = data if isinstance(data, pa.Table) else exported_table(data)
     check_once(table.column_names)

@@ -17,6 +17,11 @@ _NO_FLOATS = np.zeros(0, np.float32)
 NOTHING_WEIGHS = "all sample weights are 0: there is nothing to learn from; pass a positive one"
 
 
+def one_class_only(label: Any) -> str:
+    """The error of labels that are all this one."""
+    return f"y has one class only, {label!r}: a classifier needs two to tell apart"
+
+
 @dataclass(frozen=True)
 class LabelEncoding:
     """Encoding of labels as trained: classes (their numbers are stored) or a unit and the least legal number; weights

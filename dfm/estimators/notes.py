@@ -5,21 +5,34 @@ Each is logged once in a process, for a search fits the same columns many times.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from dfm.data.hashing import expected_collisions
 from dfm.data.schema import ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import Vocabulary
+from dfm.errors import SettingsError
 from dfm.training.diagnosis import column_findings, count_fields
 
 logger = logging.getLogger(__name__)
 _TABLE = re.compile(r"\b(?:schema|model)\.(?=\w)")
 """The table of a knob: parameters of estimators have none."""
+_HOLDS_MOMENTS = ("it holds date", "it holds time")
 _MOST_NAMED = 20
 _MOST_REMEMBERED = 1_000
+
+
+@contextlib.contextmanager
+def naming_parameters() -> Iterator[None]:
+    """A context: a SettingsError of the block names parameters of estimators, and no knobs of tables."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(_TABLE.sub("", str(error)).replace(" in [schema]", "")) from error
 
 
 def tell_left_out(left_out: Mapping[str, str]) -> None:
@@ -28,17 +41,18 @@ def tell_left_out(left_out: Mapping[str, str]) -> None:
         return
     shown = ", ".join(f"{name!r} ({why})" for name, why in list(left_out.items())[:_MOST_NAMED])
     more = f" and {len(left_out) - _MOST_NAMED} more" if len(left_out) > _MOST_NAMED else ""
-    name = next(iter(left_out))
-    _log_once(
-        f"columns that become no feature: {shown}{more}; name them in categorical=, or make features of moments: "
-        f'derive={{"hour": "hour({name})"}}'
-    )
+    moment = next((name for name, why in left_out.items() if why.startswith(_HOLDS_MOMENTS)), None)
+    hint = f', or make features of moments: derive={{"hour": "hour({moment})"}}' if moment else ""
+    _log_once(f"columns that become no feature: {shown}{more}; name them in categorical={hint}")
 
 
-def tell_what_says_nothing(schema: ResolvedSchema, vocabulary: Vocabulary, min_count: int) -> None:
+def tell_what_says_nothing(
+    schema: ResolvedSchema, statistics: Mapping[str, NumberStatistics], vocabulary: Vocabulary, min_count: int
+) -> None:
     """Name columns of one value, and those whose values are nearly all their own, like the id of a row."""
     collided_share = expected_collisions(vocabulary.n_features, vocabulary.hash_bits)
-    for finding in column_findings(schema, count_fields(vocabulary), min_count, collided_share):
+    counts = count_fields(vocabulary, [entry.name for entry in schema.fields])
+    for finding in column_findings(schema, statistics, counts, min_count, collided_share):
         _log_once(_TABLE.sub("", f"{finding.message} ({', '.join(finding.knobs)})"))
 
 

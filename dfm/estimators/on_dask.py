@@ -26,6 +26,7 @@ from dfm.estimators.chunks import predict_lazily as predict_lazily
 from dfm.estimators.chunks import truths_of as truths_of
 from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures
 from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, add_summaries
+from dfm.estimators.shards import classes_of, distinct_labels, labels_by_task
 from dfm.estimators.sources import ArrayRows, Deal, LocalRows, PlacedRows, Relabel
 
 
@@ -57,7 +58,7 @@ class _SentPartitions:
 
 @dataclass
 class CollectionRows:
-    """A Dask array or frame X; its labels (and weights) chunked alike, or the name of a column of the frame."""
+    """A Dask array or frame X; its labels (and weights) chunked alike, or names of columns of the frame."""
 
     X: Any
     watch: Watch
@@ -74,8 +75,7 @@ class CollectionRows:
     def of(cls, X: Any, y: Any, weights: Any, client: Any) -> CollectionRows:
         """The rows that a fit was given. ClusterError where there is no client, DataError where chunks do not match."""
         watch = watch_of(client)
-        if isinstance(y, str):
-            X, y = _without_labels(X, y)
+        X, y, weights = _apart(X, y, weights)
         if getattr(X, "ndim", 2) != 2:
             raise DataError(
                 f"X has {X.ndim} dimensions: expected [n_rows, n_features]; reshape(-1, 1) makes one column"
@@ -161,21 +161,32 @@ class CollectionRows:
         return collections.whole_chunks(self.watch, self._vocabulary_of(features), rows)
 
 
+def classes_in_shards(paths: Sequence[str], column: str, client: Any) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """The classes of shards, whose labels the workers read, and what is positive: as of `shards.classes_of`."""
+    watch = watch_of(client)
+    tasks = [watch.submit(distinct_labels, *given) for given in labels_by_task(paths, column)]
+    return classes_of(set().union(*watch.results(tasks)), column)
+
+
 def judged(estimator: Any, X: Any, y: Any, weights: Any) -> tuple[NDArray[Any], Any, Any]:
-    """Predictions of a collection, its labels (or the name of their column) and its weights or None, all computed."""
-    if isinstance(y, str):
-        X, y = _without_labels(X, y)
+    """Predictions of a collection, its labels and its weights or None (or names of their columns), all computed."""
+    X, y, weights = _apart(X, y, weights)
     # One by one, as Dask warns of arrays beside frames.
     predicted, labels, masses = (dask.compute(each)[0] for each in (estimator.predict(X), y, weights))
     return predicted, labels, masses
 
 
-def _without_labels(X: Any, name: str) -> tuple[Any, Any]:
-    """The other columns of a frame of Dask, and the one of that name. DataError where there is none."""
+def _apart(X: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """The rows, their labels and their weights: columns of a frame of Dask that are named are taken out of it.
+    DataError where there is none of such a name.
+    """
     names = [str(each) for each in getattr(X, "columns", ())]
-    if name not in names:
-        raise DataError(f"X has no column {name!r} of labels; it has {', '.join(names) or 'no names of columns'}")
-    return X.drop(columns=[name]), X[name]
+    for role, given in (("labels", y), ("weights", weights)):
+        if isinstance(given, str) and given not in names:
+            raise DataError(f"X has no column {given!r} of {role}; it has {', '.join(names) or 'no names of columns'}")
+    named = list(dict.fromkeys(given for given in (y, weights) if isinstance(given, str)))
+    y, weights = (X[given] if isinstance(given, str) else given for given in (y, weights))
+    return X.drop(columns=named) if named else X, y, weights
 
 
 @contextlib.contextmanager

@@ -42,8 +42,9 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
         """Train on rows X with numbers y.
 
         X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns, a Dask
-        array (of dense or sparse blocks) or frame, or the path of Parquet shards, whose columns y and sample_weight
-        then name. sample_weight: a weight a row, relative to the mean of those above 0; rows of weight 0 teach nothing.
+        array (of dense or sparse blocks) or frame, whose columns y and sample_weight may name, or the path of Parquet
+        shards, whose columns they do name. sample_weight: a weight a row, relative to the mean of those above 0; rows
+        of weight 0 teach nothing.
         eval_set: (X, y) or (X, y, sample_weight) to validate on after each epoch; the best epoch is kept. client: of
         the Dask cluster to train on; collections take the current one by themselves, everything else is trained in this
         process without it.
@@ -80,7 +81,7 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
         if is_dask(X):
             raise SettingsError("predict_interval takes rows of this process: map it over the blocks of a collection")
         if is_path(X):
-            X = read_shards(X, getattr(self, "feature_names_in_", None))
+            X = read_shards(X, self._known_columns())
         if not 0 < coverage < 1:
             raise SettingsError(f"coverage = {coverage} is not legal: expected a number between 0 and 1, such as 0.9")
         draws, partition = self._draws[0], self._features.scoring(self._known_data(arrived(X)))
@@ -90,7 +91,8 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of the variance of y that is explained, R².
 
-        X: in any form that `fit` takes; of shards, y and sample_weight are names of columns. A collection is computed.
+        X: in any form that `fit` takes; of shards, y and sample_weight are names of columns, of a
+        frame of Dask they may be. A collection is computed.
         """
         predicted, labels, weights = self._judged(X, y, sample_weight)
         return float(r2_score(labels, predicted, sample_weight=weights))

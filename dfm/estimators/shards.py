@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import decimal
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from dfm.data.arrow_types import decoded, plain, shown
+from dfm.data.canonical import value_text
+from dfm.data.columns import parse_numbers
 from dfm.data.duplicates import check_named_once
-from dfm.data.parquet import feature_schema, find_shards, read_unit
-from dfm.errors import SettingsError
-from dfm.estimators.features import is_path
+from dfm.data.footers import resolve_shards
+from dfm.data.joining import joined, joined_texts, without_dictionary
+from dfm.data.parquet import Batch, Shard, Unit, feature_schema, find_shards, naming_shard, read_unit
+from dfm.data.schema import Schema
+from dfm.errors import DataError, SettingsError
+from dfm.estimators.features import TableOptions, is_path
+from dfm.estimators.labels import one_class_only
+from dfm.estimators.notes import naming_parameters, tell_left_out
+from dfm.model.rows import numeric_of
 from dfm.training.plan import plan_reading
+
+_NUMBERS = (bool, int, float, decimal.Decimal)
 
 
 def paths_of(given: Any) -> list[str]:
@@ -20,13 +35,64 @@ def paths_of(given: Any) -> list[str]:
     return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [os.fspath(path) for path in given]
 
 
-def read_shards(paths: Any, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows of shards as one table, of these columns or of all, those of the paths too."""
+@dataclass(frozen=True)
+class Wanted:
+    """Columns to read, in order (None: all that the first shard has), and which of them are read as numbers."""
+
+    columns: Sequence[str] | None = None
+    numbers: Collection[str] = ()
+
+
+def read_shards(paths: Any, wanted: Wanted = Wanted()) -> pa.Table:
+    """All rows of shards as one table, of columns of theirs or of their paths. DataError as of `read_unit`, and where a
+    column is stored as types that do not go together.
+    """
+    return _read(_found(paths), wanted)
+
+
+def _found(paths: Any) -> list[Shard]:
+    """The shards that have rows."""
     shards = find_shards(paths_of(paths))
     check_named_once(shards)
+    return [shard for shard in shards if shard.n_rows]
+
+
+def _read(shards: Sequence[Shard], wanted: Wanted) -> pa.Table:
     units = [unit for task in plan_reading(shards) for unit in task]
-    names = list(columns) if columns is not None else list(feature_schema(shards[0]).names)
-    return pa.Table.from_batches([batch.data for unit in units for batch in read_unit(unit, names)])
+    names = feature_schema(shards[0]).names if wanted.columns is None else list(wanted.columns)
+    batches = [batch for unit in units for batch in read_unit(unit, names)]
+    return pa.table({name: _column(name, batches, name in wanted.numbers) for name in names})
+
+
+def _column(name: str, batches: Sequence[Batch], is_number: bool) -> pa.ChunkedArray:
+    """A column of all batches, in a type that holds what each has: numbers as they are read, categories as hashed."""
+    arrays = [batch.data.column(name) for batch in batches]
+    try:
+        return joined(arrays)
+    except pa.ArrowException:
+        if is_number:
+            return pa.chunked_array([_numbers(name, batch) for batch in batches], pa.float64())
+    try:
+        return joined_texts(arrays)
+    except (pa.ArrowException, TypeError) as error:
+        other = next(batch for batch in batches if batch.data.column(name).type != arrays[0].type)
+        raise DataError(
+            f"column {name!r} holds {arrays[0].type} in {batches[0].shard.url} and {other.data.column(name).type} in "
+            f"{other.shard.url}, which no column holds together; write one of them as the other, or leave it out"
+        ) from error
+
+
+def _numbers(name: str, batch: Batch) -> pa.Array:
+    """A column of a batch as float64, null where missing. DataError where it holds text that is no number."""
+    array = batch.data.column(name)
+    with naming_shard(batch):
+        values, present, unparsed = parse_numbers(array, name)
+        if unparsed.any():
+            raise DataError(
+                f"column {name!r} holds {shown(array[int(unparsed.argmax())])}, which is no number, and holds numbers "
+                "in other shards; write a number or nothing, or name the column in categorical"
+            )
+    return pa.array(values, mask=~present)
 
 
 def check_names(y: Any, sample_weight: Any) -> None:
@@ -35,18 +101,87 @@ def check_names(y: Any, sample_weight: Any) -> None:
         raise SettingsError("X is a path of shards: y and sample_weight must be names of columns in them")
 
 
-def read_labelled(paths: Any, y: str, sample_weight: str | None) -> tuple[pa.Table, Any, Any]:
-    """All rows of shards without the columns of labels and weights, and these. SettingsError where one is missing."""
-    table = read_shards(paths)
-    for name in (y, sample_weight):
-        if name is not None and name not in table.column_names:
-            raise SettingsError(f"the shards have no column {name!r}; they have {', '.join(table.column_names)}")
-    labels = table.column(y).to_numpy()
+def read_to_fit(paths: Any, y: str, sample_weight: str | None, options: TableOptions) -> tuple[pa.Table, Any, Any]:
+    """As `read_labelled`, of the columns that a job of these options makes features of: types of all shards decide."""
+    shards = _found(paths)
+    _check_there(shards[0], y, sample_weight)
+    schema = Schema(label=y, weight=sample_weight or "", **options.of_schema())
+    with naming_parameters():
+        resolved = resolve_shards(schema, shards, tell=tell_left_out)
+    used = {*resolved.columns}
+    columns = [name for name in feature_schema(shards[0]).names if name in used]
+    return _labelled(shards, y, sample_weight, Wanted(columns, numeric_of(resolved)))
+
+
+def read_labelled(paths: Any, y: str, sample_weight: str | None, wanted: Wanted) -> tuple[pa.Table, Any, Any]:
+    """The wanted columns of all rows of shards but those of labels and weights, and these. DataError as of
+    `read_shards`, SettingsError where the column of labels or weights is missing.
+    """
+    shards = _found(paths)
+    _check_there(shards[0], y, sample_weight)
+    names = feature_schema(shards[0]).names if wanted.columns is None else wanted.columns
+    others = [name for name in names if name not in (y, sample_weight)]
+    return _labelled(shards, y, sample_weight, Wanted(others, wanted.numbers))
+
+
+def _labelled(shards: Sequence[Shard], y: str, sample_weight: str | None, wanted: Wanted) -> tuple[pa.Table, Any, Any]:
+    special = [name for name in (y, sample_weight) if name]
+    table = _read(shards, Wanted([*dict.fromkeys([*(wanted.columns or ()), *special])], wanted.numbers))
     weights = None if sample_weight is None else table.column(sample_weight).to_numpy()
-    return table.drop_columns([name for name in (y, sample_weight) if name]), labels, weights
+    return table.select(wanted.columns), table.column(y).to_numpy(), weights
 
 
-def read_evaluation(eval_set: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+def _check_there(shard: Shard, *columns: str | None) -> None:
+    there = feature_schema(shard).names
+    for name in columns:
+        if name is not None and name not in there:
+            raise SettingsError(f"the shards have no column {name!r}; they have {', '.join(there)}")
+
+
+_MOST_SHOWN = 5
+
+
+def distinct_labels(units: Sequence[Unit], column: str) -> set[Any]:
+    """Distinct labels in a column of shards, as Python has them; where there are many, more than two of them."""
+    found: set[Any] = set()
+    for batch in (batch for unit in units for batch in read_unit(unit, [column])):
+        values = decoded(plain(without_dictionary(batch.data.column(column).unique())))
+        found.update(value for value in values.to_pylist() if value not in (None, "") and value == value)
+        if len(found) > _MOST_SHOWN:
+            break
+    return found
+
+
+def labels_by_task(paths: Sequence[str], column: str) -> list[tuple[Sequence[Unit], str]]:
+    """Arguments of `distinct_labels`, one task each, for all rows of shards. SettingsError without such a column."""
+    shards = _found(paths)
+    _check_there(shards[0], column)
+    return [(units, column) for units in plan_reading(shards)]
+
+
+def classes_of(labels: set[Any], column: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """The two classes that a job tells apart, of distinct labels in shards, and the text of the second one for its
+    schema, unless labels are 0 and 1 or between. ValueError where there is one label only, DataError where there are
+    several.
+    """
+    if len(labels) == 1:
+        raise ValueError(one_class_only(*labels))
+    is_text = any(isinstance(label, str) for label in labels)
+    if not is_text and all(isinstance(label, _NUMBERS) and 0 <= label <= 1 for label in labels):
+        is_truth = labels and all(isinstance(label, bool) for label in labels)
+        return np.array([False, True] if is_truth else [0, 1]), ()
+    known = sorted({value_text(label) for label in labels} if is_text else labels)
+    if len(known) > 2:
+        shown_first = ", ".join(map(repr, known[:_MOST_SHOWN]))
+        raise DataError(
+            f"column {column!r} holds {shown_first}{', …' if len(known) > _MOST_SHOWN else ''}, and a fit on shards on "
+            "a cluster tells two classes apart: leave client out, so that rows are read into this process, or write a "
+            "column of two labels for each class"
+        )
+    return np.array(known, object if is_text else None), (value_text(known[1]) or "",)
+
+
+def read_evaluation(eval_set: tuple[Any, Any, Any], wanted: Wanted) -> tuple[Any, Any, Any]:
     """An eval_set (X, y, weights or None) of shards as one of rows; any other as it is. SettingsError where it names no
     columns of its shards.
     """
@@ -55,7 +190,7 @@ def read_evaluation(eval_set: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         return eval_set
     if not isinstance(label, str) or not isinstance(weight, str | None):
         raise SettingsError("eval_set is of shards: y and sample_weight must be names of columns in them")
-    return read_labelled(shards, label, weight)
+    return read_labelled(shards, label, weight, wanted)
 
 
 def validation_paths(eval_set: Any, *columns: str | None) -> list[str]:

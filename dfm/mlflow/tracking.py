@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib.util
 import io
+import json
 import logging
 import math
 import os
@@ -15,9 +17,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dfm.data.canonical import is_plain, value_text
 from dfm.errors import SettingsError
 from dfm.events import to_json
 from dfm.model.fm_model import FMModel
@@ -37,6 +41,8 @@ logger = logging.getLogger(__name__)
 _MODEL, _MANIFEST = "model", "model.json"
 _NO_METRICS = ("epoch", "seed", "event")
 _EXAMPLE_ROWS = 5
+_TOLERANCE = 1e-5
+"""Largest difference between predictions of the example and those of the golden rows that it was made of."""
 
 
 def check_installed() -> None:
@@ -183,10 +189,9 @@ def _log_model(mlflow: Any, model: FMModel, folder: str) -> None:
     """The folder of a model as a pyfunc model, which MLflow loads and scores once on the way."""
     golden, known = _golden_rows(model, folder), {}
     if golden is not None:
-        example = golden.to_pandas()
-        outputs = mlflow.models.infer_signature(model_output=model.predict(example)).outputs
+        outputs = mlflow.models.infer_signature(model_output=model.predict(golden)).outputs
         signature = mlflow.models.ModelSignature(_inputs(golden.schema), outputs)
-        known = {"signature": signature, "input_example": example.head(_EXAMPLE_ROWS)}
+        known = {"signature": signature, "input_example": _example(mlflow, model, golden.slice(0, _EXAMPLE_ROWS))}
     mlflow.pyfunc.log_model(
         name=_MODEL,
         loader_module="dfm.mlflow.flavour",
@@ -194,6 +199,38 @@ def _log_model(mlflow: Any, model: FMModel, folder: str) -> None:
         pip_requirements=[f"{DISTRIBUTION}=={__version__}"],
         **known,
     )
+
+
+def _example(mlflow: Any, model: FMModel, golden: pa.Table) -> Any:
+    """Golden rows as a frame of values that JSON has; None where they come back from it with other predictions."""
+    import pandas as pd
+
+    try:
+        example = golden.to_pandas()
+        for field in golden.schema:
+            if not is_plain(field.type) or pa.types.is_decimal(field.type):
+                values = [_in_json(value) for value in golden.column(field.name).to_pylist()]
+                example[field.name] = pd.Series(values, dtype=object)
+        sent = json.loads(mlflow.models.convert_input_example_to_serving_input(example))["dataframe_split"]
+        found = model.predict(pd.DataFrame(sent["data"], columns=sent["columns"]))
+    except Exception as error:  # whatever a value without a form in JSON comes to: the model is worth more
+        logger.info("the model is logged without an input example: %s", first_line(error))
+        return None
+    return example if np.allclose(found, model.predict(golden), atol=_TOLERANCE, rtol=_TOLERANCE) else None
+
+
+def _in_json(value: Any) -> Any:
+    """A value as JSON has it and dfm takes for the same one: text of decimals and moments, seconds, dicts of maps."""
+    if isinstance(value, list) and value and isinstance(value[0], tuple):
+        return {value_text(key): _in_json(weight) for key, weight in value}
+    if isinstance(value, list):
+        return [_in_json(element) for element in value]
+    if isinstance(value, dict):
+        return {name: _in_json(element) for name, element in value.items()}
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    is_known = value is None or isinstance(value, bool | int | float | str)
+    return value if is_known else value.decode() if isinstance(value, bytes) else value_text(value)
 
 
 def _inputs(columns: pa.Schema) -> Any:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dfm.data.arrow_types import root_of
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashed_rows import HashedRows
-from dfm.data.row_checks import Problem
+from dfm.data.row_checks import NO_MOMENT, Problem
 from dfm.data.row_encoder import NotPlain, RowEncoder
 from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import Field, ResolvedSchema
@@ -140,7 +140,7 @@ def narrowed(schema: ResolvedSchema, fields: Sequence[Field]) -> ResolvedSchema:
 def batches_with(model: Scorer, data: Any, fields: Sequence[Field]) -> list[pa.RecordBatch]:
     """The columns that some fields are made of, of rows in any form that a model scores."""
     schema = narrowed(model.schema, fields)
-    return list(batches_of(in_columns(data, schema), schema.columns, numeric_of(schema)))
+    return list(batches_of(in_columns(data, schema), schema.columns, numeric_of(schema), schema.missing))
 
 
 def entries_of(model: Scorer, batch: pa.RecordBatch, fields: Sequence[Field]) -> Entries:
@@ -190,9 +190,10 @@ def check_good(encoded: Encoded) -> None:
 def bad_row(problem: Problem, first: int = 0) -> DataError:
     """The error of a row that broke the schema. first: number of the first row of its batch."""
     remedy = "" if problem.reason == "missing" else ", or None where it is missing"  # a matrix has no gaps
+    expected = "moment such as 2026-11-20 07:05:00" if problem.reason == NO_MOMENT else "finite number"
     return DataError(
         f"row {first + problem.first_row}: column {problem.column!r}: {problem.reason} ({problem.value}); pass a "
-        f"finite number{remedy}"
+        f"{expected}{remedy}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dfm.data.columns import feature_column
+from dfm.data.columns import feature_column, missing_texts
 from dfm.data.derive import without_missing
 from dfm.data.lists import lists_of
 from dfm.data.matrices import is_vector
@@ -124,7 +124,8 @@ def _values(model: Scorer, batch: pa.RecordBatch, column: str) -> list[str]:
     schema = model.schema
     if any(entry.name == column and entry.kind == "list" for entry in schema.fields):
         found = lists_of(feature_column(batch, column, schema)[0], column, schema.list_separator)
-        return [shown(value) for value in without_missing(found.elements, schema.missing).to_pylist()] or [MISSING]
+        elements = without_missing(found.elements, missing_texts(batch, column, schema))
+        return [shown(value) for value in elements.to_pylist()] or [MISSING]
     sources = schema.sources([column])
     arrays = [feature_column(batch, source, schema)[0] for source in sources]
     return [CROSS_SIGN.join(shown(array[0].as_py()) for array in arrays)]

@@ -68,7 +68,8 @@ def _hashed_rows(model: FMModel, data: Any) -> Iterator[HashedRows]:
     if isinstance(data, np.ndarray) or is_sparse(data):
         yield model.encode_matrix(data)
         return
-    for batch in batches_of(in_columns(data, model.schema), model.schema.columns, numeric_of(model.schema)):
+    schema = model.schema
+    for batch in batches_of(in_columns(data, schema), schema.columns, numeric_of(schema), schema.missing):
         encoded = model.encode(batch)
         check_good(encoded)
         yield encoded.rows

@@ -52,7 +52,6 @@ from dfm.model.folder import (
 )
 from dfm.model.golden import check_golden_rows, golden_bytes
 from dfm.model.manifest import (
-    MOST_GOLDEN_BYTES,
     check_arrays,
     check_manifest,
     layout_of,
@@ -115,6 +114,16 @@ class FMModel:
         """The hashing of single values."""
         return Tokens(self.schema, self.vocabulary.hash_bits, self.statistics)
 
+    @property
+    def is_probit(self) -> bool:
+        """Whether predictions are means of probabilities of probits, and not links of scores."""
+        return self.draws is not None and self.task == "classification"
+
+    @property
+    def n_factors(self) -> int:
+        """Numbers of a vector; of draws, which `table` has side by side, of one of them."""
+        return self.table.layout.n_factors // (1 if self.draws is None else self.draws.number)
+
     @functools.cached_property
     def _kernel(self) -> numba_cpu.Scores:
         return numba_cpu.compile_scores(self.table.layout)
@@ -139,10 +148,10 @@ class FMModel:
         )
         n_fields, name, layout = len(self.schema.fields), self.objective.info.name, self.table.layout
         vectors = f"{len(layout.degrees)} x " if len(layout.degrees) > 1 else ""
-        draws = f" of {self.draws.number} draws" if self.draws is not None and self.draws.number > 1 else ""
+        draws = f" in each of {self.draws.number} draws" if self.draws is not None and self.draws.number > 1 else ""
         return (
             f"FMModel({layout.family}, {name}, {n_fields} field{'s' if n_fields > 1 else ''}, "
-            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {vectors}{layout.n_factors} "
+            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {vectors}{self.n_factors} "
             f"factors{draws}{metrics})"
         )
 
@@ -185,7 +194,8 @@ class FMModel:
             few = self._few_rows(data)
         if few is not None:
             return few
-        parts = [self._scores(batch) for batch in batches_of(data, self.schema.columns, numeric_of(self.schema))]
+        batches = batches_of(data, self.schema.columns, numeric_of(self.schema), self.schema.missing)
+        parts = [self._scores(batch) for batch in batches]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def _few_rows(self, data: Any) -> NDArray[np.float32] | None:
@@ -239,7 +249,8 @@ class FMModel:
         if isinstance(data, np.ndarray) or is_sparse(data):
             parts = [scoring_partition(self.encode_matrix(data), self.lookup)]
         else:
-            batches = batches_of(in_columns(data, self.schema), self.schema.columns, numeric_of(self.schema))
+            schema = self.schema
+            batches = batches_of(in_columns(data, schema), schema.columns, numeric_of(schema), schema.missing)
             parts = [scoring_partition(self._good(batch).rows, self.lookup) for batch in batches]
         found = [np.zeros((0, 2), np.float32), *(intervals(rows, self.table, self.draws, coverage) for rows in parts)]
         bounds = np.concatenate(found)
@@ -247,7 +258,7 @@ class FMModel:
 
     def check_is_machine(self, what: str) -> None:
         """SettingsError where no single machine has the model's scores: where they are of mean probabilities."""
-        if self.draws is not None and self.task == "classification":
+        if self.draws is not None and self.is_probit:
             several = f"the mean probability of {self.draws.number} machines"
             gives = several if self.draws.number > 1 else "the probability of a probit, which is no logit"
             raise SettingsError(
@@ -268,7 +279,8 @@ class FMModel:
     def factors(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
         """The factors V of each value of a field, float32[n_values, n_factors]; zeros where it has none.
 
-        Of a family with several vectors float32[n_values, n_vectors * n_factors]: group by group, or order by order.
+        Of a family with several vectors float32[n_values, n_vectors * n_factors]: group by group, or order by order; of
+        draws float32[n_values, n_draws * n_factors]: draw by draw, each divided by sqrt(n_draws).
         """
         rows = self.parameter_rows(column, values)
         found = np.zeros((len(rows), self.table.layout.row_factors), np.float32)
@@ -342,16 +354,15 @@ class FMModel:
         """Publish the model as a folder at a path or URL; returns the sha256 (hex) of its parameters.
 
         golden: some raw rows; the first 4,096 of them are stored with their predictions, and every load checks that it
-        gives the same. DataError where they lack a column of the model's.
+        gives the same. DataError where they lack a column of the model's, ModelError where they do not come back from
+        Parquet with the predictions that they have now.
         """
         check_place(url, options)
         contents = {"parameters": ("safetensors", array_bytes(self._arrays()))}
         if memory := self._memory():
             contents["seen"] = ("safetensors", array_bytes(memory))
-        if golden is not None and len(golden):
-            data = golden_bytes(self, golden)
-            if len(data) <= MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
-                contents["golden"] = ("parquet", data)
+        if golden is not None and len(golden) and (data := golden_bytes(self, golden)):
+            contents["golden"] = ("parquet", data)
         listed = {}
         for kind, (suffix, data) in contents.items():
             digest = hashlib.sha256(data).hexdigest()
@@ -372,9 +383,7 @@ class FMModel:
         """ModelError where rows do not come back from Parquet with the predictions that they have now: every load of
         a model with these golden rows would fail. DataError where they lack a column.
         """
-        data = golden_bytes(self, rows)
-        if rows.num_rows and len(data) <= MOST_GOLDEN_BYTES:
-            check_golden_rows(self, data, "(not published yet)")
+        golden_bytes(self, rows)
 
     def parameters_sha256(self) -> str:
         """Fingerprint (hex) of the parameters and the features that they belong to."""

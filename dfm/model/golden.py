@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from dfm.data.canonical import is_plain, texts_of_numbers
 from dfm.data.schema import SHORTEST, ResolvedSchema
 from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model.folder import shortened
-from dfm.model.manifest import MOST_GOLDEN_ROWS
+from dfm.model.manifest import MOST_GOLDEN_BYTES, MOST_GOLDEN_ROWS
 from dfm.model.rows import table_of
 
 GOLDEN_ROWS = 64
@@ -35,9 +36,11 @@ class Predictor(Protocol):
 
 
 def golden_bytes(model: Predictor, golden: Any) -> bytes:
-    """The columns that a model reads of some rows, the first that fit, with their predictions, as Parquet.
+    """The columns that a model reads of some rows, the first that fit, with their predictions, as Parquet; empty where
+    there are no rows, or they are too large.
 
-    SettingsError where they are no table of Arrow, DataError where they lack a column.
+    SettingsError where they are no table of Arrow, DataError where they lack a column, ModelError where they do not
+    come back with the same predictions: every load of the model would be refused.
     """
     if not isinstance(golden, pa.Table):
         raise SettingsError(
@@ -47,27 +50,42 @@ def golden_bytes(model: Predictor, golden: Any) -> bytes:
     predictions = pa.array(model.predict(golden), pa.float32())
     sink = io.BytesIO()
     pq.write_table(golden.append_column(_golden_name(golden.column_names), predictions), sink)
-    return sink.getvalue()
+    data = sink.getvalue()
+    if not golden.num_rows or len(data) > MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
+        return b""
+    if difference := _largest_difference(model, data):
+        raise ModelError(
+            f"the model scores these golden rows differently (by up to {difference:.3g}) when they are read again, as "
+            "a service sends them or as text, so that no load would take it; save it with other golden rows, or none"
+        )
+    return data
 
 
 def check_golden_rows(model: Predictor, data: bytes, url: str) -> None:
     """ModelError where a model predicts its golden rows otherwise than these bytes say, or they are damaged."""
     try:
-        with pq.ParquetFile(io.BytesIO(data)) as file:
-            if file.metadata.num_rows > MOST_GOLDEN_ROWS:
-                raise ValueError(f"{file.metadata.num_rows} rows")
-            golden = file.read(use_threads=False)
-        expected = golden.column(golden.num_columns - 1).to_numpy()
-        difference = np.max([np.abs(found - expected) for found in _golden_predictions(model, golden)], axis=0)
+        difference = _largest_difference(model, data)
     except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
         raise ModelError(
             f"the golden rows of the model at {url} are damaged ({shortened(error)}); publish it again"
         ) from error
-    if not np.all(difference <= _GOLDEN_TOLERANCE * np.maximum(1.0, np.abs(expected))):
+    if difference:
         raise ModelError(
             f"the model at {url} scores its golden rows differently than when it was trained (by up to "
-            f"{difference.max():.3g}); it does not belong to this version of dfm, or was changed: publish it again"
+            f"{difference:.3g}); it does not belong to this version of dfm, or was changed: publish it again"
         )
+
+
+def _largest_difference(model: Predictor, data: bytes) -> float:
+    """By how much a model predicts golden rows otherwise than their bytes say; 0 within the tolerance."""
+    with pq.ParquetFile(io.BytesIO(data)) as file:
+        if file.metadata.num_rows > MOST_GOLDEN_ROWS:
+            raise ValueError(f"{file.metadata.num_rows} rows")
+        golden = file.read(use_threads=False)
+    expected = golden.column(golden.num_columns - 1).to_numpy()
+    difference = np.max([np.abs(found - expected) for found in _golden_predictions(model, golden)], axis=0)
+    is_same = np.all(difference <= _GOLDEN_TOLERANCE * np.maximum(1.0, np.abs(expected)))
+    return 0.0 if is_same else float(difference.max())
 
 
 def _golden_predictions(model: Predictor, golden: pa.Table) -> list[NDArray[np.float32]]:
@@ -77,7 +95,7 @@ def _golden_predictions(model: Predictor, golden: pa.Table) -> list[NDArray[np.f
     plain = [name for name in model.schema.columns if is_plain(golden.schema.field(name).type)]
     served = {name: golden.column(name).to_pylist() for name in plain}
     others = {name: golden.column(name) for name in model.schema.columns if name not in served}
-    written = {name: texts_of_numbers(golden.column(name)) for name in plain}
+    written = {name: _as_text(golden.column(name), model.schema.missing) for name in plain}
     few = range(0, golden.num_rows, row_encoder.MOST_ROWS)
     rows = [{name: column[i : i + row_encoder.MOST_ROWS] for name, column in {**others, **served}.items()} for i in few]
     return [
@@ -85,6 +103,12 @@ def _golden_predictions(model: Predictor, golden: pa.Table) -> list[NDArray[np.f
         np.concatenate([model.predict(row) for row in rows]),
         model.predict({**others, **written}),
     ]
+
+
+def _as_text(column: pa.ChunkedArray, missing: Collection[str]) -> pa.Array | pa.ChunkedArray:
+    """A column of numbers as text; as it is where one of its texts means a missing value, which a number never does."""
+    texts = texts_of_numbers(column)
+    return column if not set(missing).isdisjoint(texts.to_pylist()) else texts
 
 
 def _golden_name(columns: list[str]) -> str:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dfm.data.accounting import RowAccount
+from dfm.data.joining import joined, without_dictionary
 from dfm.errors import DataError
 from dfm.model.pair_strength import PAIR_ROWS, pair_records
 
@@ -56,7 +58,8 @@ class Effort:
 class Damage:
     """Weighted losses of rows. plain: as they are; missing [n_columns]: without one column, NaN where rows need it;
     permuted [n_repeats, n_columns]: with the values of another row in it. pairs [n_fields, n_fields]: weighted absolute
-    terms of pairs of fields, of rows that weigh `pair_weight`; [0, 0] where pairs are not measured.
+    terms of pairs of fields, of rows that weigh `pair_weight`; [0, 0] where pairs are not measured. account: of all
+    rows that these were drawn from.
     """
 
     rows: int
@@ -66,6 +69,7 @@ class Damage:
     permuted: NDArray[np.float64]
     pairs: NDArray[np.float64]
     pair_weight: float = 0.0
+    account: RowAccount = field(default_factory=RowAccount)
 
     def __add__(self, other: Damage) -> Damage:
         return Damage(
@@ -76,6 +80,7 @@ class Damage:
             self.permuted + other.permuted,
             self.pairs + other.pairs,
             self.pair_weight + other.pair_weight,
+            self.account + other.account,
         )
 
     @classmethod
@@ -111,10 +116,6 @@ class Damage:
         return pair_records(self.pairs, self.pair_weight, fields) if self.pair_weight else []
 
 
-def _decoded(column: pa.Array) -> pa.Array:
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-
-
 @dataclass(frozen=True)
 class Sample:
     """Rows of some batches: the place of each batch, and its number of rows."""
@@ -131,7 +132,7 @@ class Sample:
             ((place, data),) = parts
             return cls(data, [(place, data.num_rows)])
         # Codes of one byte may be too few for the values of several batches, and a dictionary may hold a null.
-        decoded = [[_decoded(column) for column in data.columns] for _, data in parts]
+        decoded = [[without_dictionary(column) for column in data.columns] for _, data in parts]
         arrays = [pa.concat_arrays(columns) for columns in zip(*decoded, strict=True)]
         data = pa.RecordBatch.from_arrays(arrays, names=parts[0][1].schema.names)
         return cls(data, [(place, data.num_rows) for place, data in parts])
@@ -153,15 +154,16 @@ Donors = Mapping[str, pa.Array]
 
 def donors_of(batches: Sequence[pa.RecordBatch], columns: Sequence[str]) -> Donors:
     """The values of some rows by column; where types do not go together, of the batches that have the first one's."""
-    return {name: _together([_decoded(batch.column(name)) for batch in batches]) for name in columns if batches}
+    return {
+        name: _together([without_dictionary(batch.column(name)) for batch in batches]) for name in columns if batches
+    }
 
 
 def _together(arrays: Sequence[pa.Array]) -> pa.Array:
     alike = [array for array in arrays if array.type == arrays[0].type]
     for chosen in (arrays, alike):
         try:
-            tables = [pa.table({"": array}) for array in chosen]
-            return pa.concat_tables(tables, promote_options="permissive").combine_chunks().column(0).chunk(0)
+            return joined(chosen).combine_chunks()
         except pa.ArrowException:  # integers beside text; lists that Arrow does not join
             continue
     return arrays[0]

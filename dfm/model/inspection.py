@@ -23,10 +23,11 @@ def describe_model(model: FMModel) -> dict[str, Any]:
     summary = {
         "task": model.task,
         "loss": loss.name if loss.parameter is None else f"{loss.name}({loss.parameter:g})",
-        "link": loss.link,
+        "link": "probit" if model.is_probit else loss.link,
+        **_solving(model),
         "family": model.table.layout.family,
         **({"order": model.table.layout.order} if model.table.layout.order else {}),
-        "n_factors": model.table.layout.n_factors,
+        "n_factors": model.n_factors,
         **_groups(model),
         **({} if model.calibration is None else {"calibration": model.calibration.kind}),
         "hash_bits": vocabulary.hash_bits,
@@ -106,8 +107,18 @@ def _groups(model: FMModel) -> dict[str, str]:
     return {"groups": "; ".join(f"{name}: {', '.join(own)}" for name, own in zip(names, members, strict=True))}
 
 
+def _solving(model: FMModel) -> dict[str, Any]:
+    """The solver, where it is known, and the number of draws that a model has."""
+    settings = model.metadata.get("settings") or {}
+    solver = settings.get("training", settings.get("estimator", {})).get("solver")
+    draws = {} if model.draws is None else {"draws": model.draws.number}
+    return ({"solver": solver} if solver else {}) | draws
+
+
 def _fields(model: FMModel) -> list[dict[str, Any]]:
-    """Per field: features, and over its training occurrences the spread of w and the mean norm of V."""
+    """Per field: features, and over its training occurrences the spread of w and the mean norm of V; of draws the root
+    of the mean square of their norms, and the spread of their mean w.
+    """
     vocabulary, linear = model.vocabulary, model.table.linear_weights.astype(np.float64)
     norms = np.zeros(len(linear))
     norms[: model.table.n_factored] = np.linalg.norm(model.table.factor_weights.astype(np.float64), axis=1)

@@ -60,6 +60,13 @@ _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
 
+class UndefinedMetricError(SettingsError):
+    """The rows to validate on do not define the metric by which parameters are compared. args: that, and a remedy."""
+
+    def __str__(self) -> str:
+        return ". ".join(self.args)
+
+
 def label_kind_of(task: str, loss: str) -> str:
     """Which labels are legal, as `dfm.data.labels` names it. loss: a name, "auto", or what stands for a function."""
     record = LOSSES.get(DEFAULT_LOSSES[task] if loss in ("", "auto") else loss)
@@ -173,6 +180,13 @@ class Objective:
         return not self.info.sha256 and is_paired(self.info.name)
 
     @property
+    def own_loss(self) -> CompiledLoss | CustomLoss | None:
+        """The loss of single rows that is a metric of its own; None where the metrics of the task say all, of pairs of
+        rows, and of a user's function that is not at hand.
+        """
+        return None if self.is_plain or self.is_paired else self.loss
+
+    @property
     def label_kind(self) -> str:
         """Which labels are legal, as `encoding` names it."""
         return self.task if self.info.sha256 else LOSSES[self.info.name].labels
@@ -214,23 +228,17 @@ class Objective:
         return None if value is None else compared(self.watched, float(value))
 
     def check_watched(self, metrics: Mapping[str, Any]) -> None:
-        """SettingsError where rows to validate on do not define the metric that the job wants to stop on; a warning
-        where pairs of rows are learnt, and no such rows tell how well.
+        """UndefinedMetricError where rows to validate on do not define the metric that the job wants to stop on; a
+        warning where pairs of rows are learnt, and no such rows tell how well.
         """
         name = self.watched
         if not metrics or self.cost(metrics) is not None or not (self.stop_on or self.is_paired):
             return
         why = "no group has rows of both classes" if name == GROUP_AUC else "they are of one class, or there are none"
+        what = f"{name} is not defined on the rows to validate on: {why}"
         if self.stop_on:
-            raise SettingsError(
-                f'training.stop_on = "{name}" is not defined on the rows to validate on: {why}. Name others in '
-                "data.validation, or leave stop_on out"
-            )
-        logger.warning(
-            "%s is not defined on the rows to validate on: %s; the last epoch counts as the best. Name others in "
-            "data.validation",
-            *(name, why),
-        )
+            raise UndefinedMetricError(what, "Name others in data.validation, or leave training.stop_on out")
+        logger.warning("%s; the last epoch counts as the best. Let others validate", what)
 
     def train_metric(self, mean_loss: float, scale: float = 1.0) -> dict[str, float]:
         """The metric that tells the mean loss of training rows, in the unit of the labels, which were trained in
@@ -253,10 +261,10 @@ class Objective:
     def tally(self, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Tally:
         """Metrics of raw scores, labels, and weights or None, each float[n_rows]; refused as `metrics` says."""
         of_task = self._of_task(np.asarray(scores, np.float32), labels, weights)
-        if self.is_plain or self.is_paired or self.loss is None:
+        if self.own_loss is None:
             return of_task
         values, targets, masses = checked_rows(scores, labels, weights)
-        total = total_loss(self.loss)(values, targets, masses)
+        total = total_loss(self.own_loss)(values, targets, masses)
         return LossTally(float(masses.sum()), float(total), of_task)
 
     def _of_task(self, scores: NDArray[np.float32], labels: ArrayLike, weights: ArrayLike | None) -> Tally:

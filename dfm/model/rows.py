@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dfm.data.arrow_types import flat, root_of, without_views
-from dfm.data.canonical import arrow_array
+from dfm.data.canonical import arrow_array, texts_apart
+from dfm.data.columns import LOOKED_UP
 from dfm.data.interchange import exported_table, speaks_arrow
 from dfm.data.schema import ResolvedSchema, check_once
 from dfm.errors import DataError
@@ -33,11 +34,13 @@ def in_columns(data: Any, schema: ResolvedSchema, columns: tuple[str, ...] | Non
 
 def _row_of_frame(series: Any) -> dict[str, Any]:
     """A Series of pandas, the row of a frame; NaN is missing in it, as in frames."""
-    found = {str(name): value for name, value in series.items()}
-    return {
-        name: None if isinstance(value, float | np.floating) and np.isnan(value) else value
-        for name, value in found.items()
-    }
+    names = [str(name) for name in series.index]
+    return dict(zip(names, none_for_nan(series), strict=True))
+
+
+def none_for_nan(values: Iterable[Any]) -> list[Any]:
+    """The values, None in place of NaN, as which pandas and arrays made of its frames keep a missing value."""
+    return [None if isinstance(value, float | np.floating) and np.isnan(value) else value for value in values]
 
 
 def _columns_of_rows(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -132,26 +135,33 @@ def numeric_of(schema: ResolvedSchema) -> frozenset[str]:
     return frozenset(numbers - others)
 
 
-def batches_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = frozenset()) -> Iterator[pa.RecordBatch]:
-    """The model's columns of a table in any of the accepted forms, in batches. numeric: see `numeric_of`."""
-    table = table_of(data, columns, numeric)
+def batches_of(
+    data: Any, columns: tuple[str, ...], numeric: Collection[str] = frozenset(), missing: Collection[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    """The model's columns of a table in any of the accepted forms, in batches. numeric: see `numeric_of`; missing:
+    texts that mean a missing value, looked up in columns whose numbers become text.
+    """
+    table = table_of(data, columns, numeric, missing)
     if table.num_rows <= _BATCH_ROWS:
         table = table.combine_chunks()
     yield from table.to_batches(_BATCH_ROWS)
 
 
-def table_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = frozenset()) -> pa.Table:
+def table_of(
+    data: Any, columns: tuple[str, ...], numeric: Collection[str] = frozenset(), missing: Collection[str] = ()
+) -> pa.Table:
     """The same in one table. DataError where one of them is not there."""
     _refuse_lazy(data)
     check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
     if isinstance(data, Mapping):
-        table = _of_columns({column: data[column] for column in _stored_names(columns, data)}, numeric)
+        table = _of_columns({column: data[column] for column in _stored_names(columns, data)}, numeric, missing)
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table):
         table = data
     elif hasattr(data, "iloc") and hasattr(data, "columns"):
-        table = _of_columns({column: data[column] for column in _stored_names(columns, list(data.columns))}, numeric)
+        names = _stored_names(columns, list(data.columns))
+        table = _of_columns({column: data[column] for column in names}, numeric, missing)
     elif speaks_arrow(data):
         table = exported_table(data)
     else:
@@ -209,16 +219,20 @@ def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]
     return list(dict.fromkeys(root for column in columns if (root := root_of(column, names)) is not None))
 
 
-def _of_columns(columns: Mapping[str, Any], numeric: Collection[str]) -> pa.Table:
+def _of_columns(columns: Mapping[str, Any], numeric: Collection[str], missing: Collection[str]) -> pa.Table:
     """Lists, arrays or pandas Series of one length as an Arrow table."""
-    arrays = {}
+    arrays, looked_up = {}, set()
     for column, values in columns.items():
         try:
-            arrays[column] = arrow_array(values, column in numeric)
+            arrays[column] = array = arrow_array(values, column in numeric)
+            apart = texts_apart(values, array, missing, column in numeric)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"column {column!r} cannot be read ({error}); pass a list of values of one type, one value a row"
             ) from error
+        if apart is not None:
+            arrays[column] = apart
+            looked_up.add(column)
     lengths = {column: len(array) for column, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
@@ -226,4 +240,6 @@ def _of_columns(columns: Mapping[str, Any], numeric: Collection[str]) -> pa.Tabl
             f"column {longest!r} has {lengths[longest]} values, column {shortest!r} has {lengths[shortest]}; "
             "pass one value a row in every column"
         )
-    return pa.table(arrays)
+    table = pa.table(arrays)
+    marked = [entry.with_metadata(LOOKED_UP) if entry.name in looked_up else entry for entry in table.schema]
+    return table.cast(pa.schema(marked)) if looked_up else table

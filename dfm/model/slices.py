@@ -66,7 +66,7 @@ class SliceSums:
     groups: tuple[pa.Table, ...] = field(default=(), repr=False)
 
     def __add__(self, other: SliceSums) -> SliceSums:
-        pairs = [_merged(pa.concat_tables(each)) for each in zip(self.tables, other.tables, strict=True)]
+        pairs = [_merged(_copied(pa.concat_tables(each))) for each in zip(self.tables, other.tables, strict=True)]
         lacking = [a + b + c for a, b, (_, c) in zip(self.lacking, other.lacking, pairs, strict=True)]
         groups = [pa.concat_tables(each) for each in zip(self.groups, other.groups, strict=True)]
         return SliceSums(tuple(table for table, _ in pairs), tuple(lacking), tuple(groups))
@@ -109,6 +109,11 @@ def losses_of(scores: Floats, predictions: Floats, labels: Floats, is_regression
         return (predictions - labels) ** 2
     losses: Floats = np.maximum(scores, 0) + np.log1p(np.exp(-np.abs(scores))) - labels * scores
     return losses
+
+
+def _copied(table: pa.Table) -> pa.Table:
+    """The table in memory of its own: what comes over the wire lies at odd addresses, of which Arrow warns."""
+    return table.take(pa.array(np.arange(table.num_rows)))
 
 
 def _merged(table: pa.Table) -> tuple[pa.Table, int]:

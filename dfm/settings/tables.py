@@ -451,7 +451,10 @@ class TrainingSettings(Table):
         is_late=True,
     )
     draws: int = knob(
-        32, Number(1, 1000, integer=True), "of mcmc: draws that the model keeps, evenly spread", is_late=True
+        32,
+        Number(1, 1000, integer=True),
+        "of mcmc: draws that the model keeps, evenly spread; all those after burn_in where they are fewer",
+        is_late=True,
     )
     averages_per_epoch: int | str = knob(
         "auto",
@@ -621,6 +624,11 @@ class TrainingSettings(Table):
     def n_burnt(self) -> int:
         """Iterations whose draws are not kept."""
         return int(BURN_IN_SHARE * self.n_iterations) if self.burn_in == "auto" else int(self.burn_in)
+
+    @property
+    def n_kept(self) -> int:
+        """Draws that a model of them keeps: so many as are asked for, or all that come after those."""
+        return min(self.draws, self.n_iterations - self.n_burnt)
 
     def _check_solver(self) -> None:
         own = {key for keys in READ_BY_EXACT.values() for key in keys if key in ("burn_in", "draws")}

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.data.hashing import MISSING, token_index
 from dfm.data.schema import Field, ResolvedSchema
-from dfm.data.transforms import QUANTILE
+from dfm.data.transforms import LOGARITHMS, NOTHING_KNOWN, QUANTILE, NumberStatistics
 from dfm.data.vocabulary import Vocabulary
 from dfm.events import MORE_IS_BETTER
 from dfm.kernels.losses import QUANTILE as QUANTILE_LOSS
@@ -29,6 +30,13 @@ _FULL = 0.10
 _NOTHING = 1e-4
 """Relative gain below which a model, or its factors, may as well be left out."""
 
+_KNOBS = {
+    "categorical": "schema.categorical",
+    "numeric": "schema.numeric",
+    "list": "schema.lists",
+    "cross": "schema.crosses",
+}
+"""The settings that name columns, by the kind of field that these become."""
 _FEW_ROWS = 100
 """Rows to validate on below which their metrics are chance."""
 _HALF = 0.5 + _NOTHING
@@ -53,18 +61,19 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class FieldCounts:
-    """Counts of a field: features that are kept, entries in all, entries of features that were too rare to be kept, and
-    features among the kept ones that were seen once.
+    """Counts of a field: features that are kept, entries in all, entries of features that were too rare to be kept,
+    features among the kept ones that were seen once, and entries of missing values.
     """
 
     features: int
     entries: int
     rare: int
     single: int
+    missing: int = 0
 
 
-def count_fields(vocabulary: Vocabulary) -> list[FieldCounts]:
-    """The counts of every field, in field order; features that two columns share count for the first."""
+def count_fields(vocabulary: Vocabulary, columns: Sequence[str]) -> list[FieldCounts]:
+    """The counts of every field, by these names of theirs; features that two columns share count for the first."""
     rare_rows = vocabulary.rare
     is_rare = np.zeros(vocabulary.n_features, np.bool_)
     is_rare[rare_rows[rare_rows >= 0]] = True
@@ -78,39 +87,52 @@ def count_fields(vocabulary: Vocabulary) -> list[FieldCounts]:
     entries = total(np.ones(len(is_rare), np.bool_), vocabulary.counts)
     rare = total(is_rare, vocabulary.counts)
     single = total(~is_rare & (vocabulary.counts == 1))
-    return [FieldCounts(*numbers) for numbers in zip(features, entries, rare, single, strict=True)]
+    tokens = np.array([token_index(column, MISSING, vocabulary.hash_bits) for column in columns], np.uint32)
+    missing = total(vocabulary.ids == tokens[fields], vocabulary.counts)
+    return [FieldCounts(*numbers) for numbers in zip(features, entries, rare, single, missing, strict=True)]
 
 
 def column_findings(
-    schema: ResolvedSchema, counts: Sequence[FieldCounts], min_count: int, collided_share: float
+    schema: ResolvedSchema,
+    statistics: Mapping[str, NumberStatistics],
+    counts: Sequence[FieldCounts],
+    min_count: int,
+    collided_share: float,
 ) -> list[Finding]:
     """Columns of which the model knows one value, or none often enough.
 
-    collided_share: as in `table_finding`. Of values that all differ so many seem to occur again, and entries of other
-    columns that share an index with one of them add to those of this column, up to about as many.
+    statistics: what transforms learnt of numeric columns. collided_share: as in `table_finding`. Of values that all
+    differ so many seem to occur again, and entries of other columns that share an index with one of them add to those
+    of this column, up to about as many.
     """
     found, nearly_all = [], _NEARLY_ALL * (1.0 - 2.0 * min(collided_share, _FULL))
     for entry, seen in zip(schema.fields, counts, strict=True):
-        is_category = entry.kind in ("categorical", "list", "cross") or entry.bucketed
-        if not is_category or not seen.entries:
+        if entry.kind not in _KNOBS or not seen.entries:
             continue
         lost = seen.rare + seen.single
         if seen.features == 1 and not seen.rare and seen.single == 0:
-            found.append(_one_value(entry))
+            found += _one_feature(entry, seen, statistics.get(entry.name, NOTHING_KNOWN))
         elif entry.kind != "numeric" and lost >= nearly_all * seen.entries:
             found.append(_too_rare(entry.name, lost / seen.entries, min_count))
     return found
 
 
-def _one_value(entry: Field) -> Finding:
-    if entry.kind != "numeric":
+def _one_feature(entry: Field, seen: FieldCounts, known: NumberStatistics) -> list[Finding]:
+    """A column that says nothing, among those whose rows all have one feature, which may carry a number."""
+    if seen.missing == seen.entries:
+        message = f"column {entry.name!r} has no value in any row, so that it says nothing; leave it out"
+        return [Finding("no-value", message, (_KNOBS[entry.kind],), entry.name)]
+    if entry.kind != "numeric" or known.stdev == 0.0:
         message = f"column {entry.name!r} has one value in all rows, so that it says nothing; leave it out"
-        return Finding("one-value", message, ("schema.categorical",), entry.name)
+        return [Finding("one-value", message, (_KNOBS[entry.kind],), entry.name)]
+    if not entry.bucketed:
+        return []
+    other = LOGARITHMS if known.boundaries or entry.transform == QUANTILE else QUANTILE
     message = (
         f"all numbers of column {entry.name!r} are in one bucket ({entry.transform}), so that it says nothing; choose "
-        f"{QUANTILE} for it, or leave it out if it has but one number"
+        f"{other} for it, or leave it out if it has but one number"
     )
-    return Finding("one-bucket", message, (f"schema.transforms.{entry.name}", "schema.numeric"), entry.name)
+    return [Finding("one-bucket", message, (f"schema.transforms.{entry.name}", _KNOBS[entry.kind]), entry.name)]
 
 
 def _too_rare(column: str, share: float, min_count: int) -> Finding:

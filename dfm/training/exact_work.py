@@ -47,8 +47,7 @@ class Solving:
         at, last = iteration - self.burn_in, self.n_iterations - self.burn_in
         if not self.draws or at < 1:
             return False
-        kept = min(self.n_draws, last)
-        return at * kept // last > (at - 1) * kept // last
+        return at * self.n_draws // last > (at - 1) * self.n_draws // last
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def exact_work(training: TrainingSettings, task: str, spec: KernelSpec, unit: La
         backend=NUMBA.name,
         task=task,
         unit=unit or LabelUnit(),
-        solving=Solving(training.solver, training.n_iterations, training.n_burnt, training.draws),
+        solving=Solving(training.solver, training.n_iterations, training.n_burnt, training.n_kept),
     )
 
 

@@ -163,6 +163,7 @@ def rungs_of(n_trials: int) -> list[Rung]:
 
 
 def survivors(trials: Sequence[Trial], losses: Mapping[int, float], n_kept: int) -> list[Trial]:
-    """The trials of the least losses, by number; of equal ones those that come first."""
-    best = sorted(trials, key=lambda trial: (losses[trial.number], trial.number))[:n_kept]
+    """The trials of the least losses, by number; of equal ones those that come first. None has diverged."""
+    sound = [trial for trial in trials if losses[trial.number] < math.inf]
+    best = sorted(sound, key=lambda trial: (losses[trial.number], trial.number))[:n_kept]
     return sorted(best, key=lambda trial: trial.number)

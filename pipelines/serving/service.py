@@ -9,21 +9,24 @@ the place of the old one between two requests. Until the first is there, /health
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
+from dask.system import CPU_COUNT
 from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
-from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
 from dfm.errors import DataError
 from dfm.workflow import registry
@@ -36,6 +39,13 @@ MOST_ROWS = 10_000
 FEW_ROWS = 100
 """Up to so many rows are scored by the loop itself: a thread would cost more than it saves."""
 MOST_FAULTS = 20
+MOST_TRIES = 200
+"""Predictions that a search for bad rows takes: for 20 of them in 10,000 rows it may have to be content with fewer."""
+_BAD = (DataError, TypeError, ValueError, OverflowError)
+_SCORERS = ThreadPoolExecutor(CPU_COUNT, "scorers")
+"""Many rows are scored in as many requests at a time as there are processors: with more, probes wait for seconds."""
+_SEARCHES = ThreadPoolExecutor(1, "faults")
+"""Bad rows are looked for in one request at a time."""
 _COLUMN = re.compile(r"column '([^']+)'")
 
 
@@ -108,14 +118,15 @@ def create_app(url: str, engine: str = "dfm", every: float = 10.0) -> FastAPI:
     app = FastAPI(title="dfm", lifespan=life)
     app.state.keeper = keeper
 
+    # A probe must not wait for a thread: hence `async`, as nothing here waits.
     @app.get("/health")
-    def health() -> JSONResponse:
+    async def health() -> Response:
         served = keeper.served
         known = {"ready": served is not None, "error": keeper.error, **(served.to_dict() if served else {})}
-        return JSONResponse(known, 200 if served else 503)
+        return in_json(known, 200 if served else 503)
 
     @app.get("/metrics")
-    def metrics_text() -> PlainTextResponse:
+    async def metrics_text() -> PlainTextResponse:
         served = keeper.served
         return PlainTextResponse(metrics.text(served.version if served else 0, served is not None))
 
@@ -124,59 +135,98 @@ def create_app(url: str, engine: str = "dfm", every: float = 10.0) -> FastAPI:
         return await answered(keeper, metrics, body.rows, "rows")
 
     @app.get("/v1/models/{name}")
-    def ready(name: str) -> JSONResponse:
-        return JSONResponse({"name": name, "ready": keeper.served is not None}, 200 if keeper.served else 503)
+    async def ready(name: str) -> Response:
+        return in_json({"name": name, "ready": keeper.served is not None}, 200 if keeper.served else 503)
 
     @app.post("/v1/models/{name}:predict")
     async def predict_instances(name: str, body: InstancesBody) -> Response:
         return await answered(keeper, metrics, body.instances, "instances")
 
+    _answer_errors(app, metrics)
+    return app
+
+
+def in_json(content: Mapping[str, Any], code: int = 200) -> Response:
+    """An answer in JSON of ASCII: a message may quote halves of surrogate pairs, which UTF-8 does not have."""
+    return Response(json.dumps(content, allow_nan=False), code, media_type="application/json")
+
+
+def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
+    """Requests that end before their rows are scored are answered in the same form, and counted too."""
+
+    def counted(content: Mapping[str, Any], code: int) -> Response:
+        response = in_json(content, code)
+        metrics.answered(code, 0, 0.0)
+        return response
+
     @app.exception_handler(RequestValidationError)
     async def refused(request: Request, error: RequestValidationError) -> Response:
-        """Bodies that are refused before anybody reads their rows count too."""
-        metrics.answered(422, 0, 0.0)
-        return await request_validation_exception_handler(request, error)
+        """The places, without the values, which need not have a form in JSON."""
+        told = [{key: fault[key] for key in ("loc", "msg", "type")} for fault in error.errors()]
+        return counted({"detail": told}, 422)
 
-    return app
+    @app.exception_handler(HTTPException)
+    async def unread(request: Request, error: HTTPException) -> Response:
+        """A body that is no text; and other paths and methods, which ask for no prediction."""
+        is_asked = error.status_code not in (404, 405)
+        response = (counted if is_asked else in_json)({"detail": error.detail}, error.status_code)
+        response.headers.update(error.headers or {})
+        return response
 
 
 async def answered(keeper: Keeper, metrics: Metrics, rows: Sequence[dict[str, Any]], key: str) -> Response:
     """The predictions of some rows, or what speaks against them and where."""
     started, served = time.perf_counter(), keeper.served
     if served is None:
-        response = JSONResponse({"detail": keeper.error or "the model is being loaded"}, 503)
+        response = in_json({"detail": keeper.error or "the model is being loaded"}, 503)
     elif len(rows) > MOST_ROWS:
         message = f"{len(rows)} rows; at most {MOST_ROWS} a request, more are the work of `dfm predict`"
-        response = JSONResponse({"detail": message}, 413)
+        response = in_json({"detail": message}, 413)
     else:
         response = await _scored(served, rows, key)
     metrics.answered(response.status_code, len(rows), time.perf_counter() - started)
     return response
 
 
-async def _scored(served: Served, rows: Sequence[dict[str, Any]], key: str) -> JSONResponse:
+async def _scored(served: Served, rows: Sequence[dict[str, Any]], key: str) -> Response:
+    loop = asyncio.get_running_loop()
     try:
         few = len(rows) <= FEW_ROWS
-        found = served.predict(rows) if few else await run_in_threadpool(served.predict, rows)
-    except (DataError, TypeError, ValueError, OverflowError) as error:
-        return JSONResponse({"detail": await run_in_threadpool(faults, served, rows, key, error)}, 422)
+        found = served.predict(rows) if few else await loop.run_in_executor(_SCORERS, served.predict, rows)
+    except _BAD as error:
+        found = await loop.run_in_executor(_SEARCHES, faults, served, rows, key, error)
+        return in_json({"detail": found}, 422)
+    except Exception:  # counted, and told in the log, as no other request is harmed
+        logger.exception("%d rows cannot be scored", len(rows))
+        return in_json({"detail": "an error of the service, which its log tells"}, 500)
     told = {"version": served.version, "parameters_sha256": served.parameters_sha256}
-    return JSONResponse({"predictions": found.tolist(), **told})
+    return in_json({"predictions": found.tolist(), **told})
 
 
 def faults(served: Served, rows: Sequence[dict[str, Any]], key: str, error: Exception) -> list[dict[str, Any]]:
     """The first rows that cannot be scored, each with its place, in the form in which FastAPI tells of faults."""
-    found = []
-    for number, row in enumerate(rows):
-        try:
-            served.model.predict([row])
-        except (DataError, TypeError, ValueError, OverflowError) as fault:
-            column = _COLUMN.search(str(fault))
-            place = ["body", key, number, *([column[1]] if column else [])]
-            found.append({"loc": place, "msg": str(fault), "type": "bad_row"})
-        if len(found) == MOST_FAULTS:
-            break
+    found, tries, left = [], 0, [(0, len(rows))]
+    while left and len(found) < MOST_FAULTS and tries < MOST_TRIES:  # halves without a fault are passed over whole
+        start, stop = left.pop()
+        tries += 1
+        fault = _fault(served, rows[start:stop])
+        if fault and stop - start > 1:
+            middle = (start + stop) // 2
+            left += [(middle, stop), (start, middle)]
+        elif fault:
+            column = _COLUMN.search(fault)
+            place = ["body", key, start, *([column[1]] if column else [])]
+            found.append({"loc": place, "msg": fault, "type": "bad_row"})
     return found or [{"loc": ["body", key], "msg": str(error), "type": "bad_rows"}]
+
+
+def _fault(served: Served, rows: Sequence[dict[str, Any]]) -> str:
+    """The reason why rows cannot be scored; "" where they can."""
+    try:
+        served.model.predict(list(rows))
+    except _BAD as fault:
+        return str(fault) or type(fault).__name__
+    return ""
 
 
 @click.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 
 from dfm.airflow import DfmPublishOperator, reason_of, runtime, tasks
 from dfm.workflow import steps
@@ -85,6 +87,23 @@ def test_bad_rows_may_be_left_out(context: dict[str, Any], monkeypatch: pytest.M
     for how in ("skip", "error"):
         DfmPublishOperator(**values, dask_conn_id=None, on_bad_rows=how).work(context)
         assert asked["on_bad_rows"] == how
+
+
+def test_an_order_that_was_rendered_to_a_native_object_is_its_text(
+    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    older = {**ANSWER, "older": True, **NO_METRICS}
+    monkeypatch.setattr(steps, "publish", lambda *_, **how: asked.update(how) or older)
+    start = datetime.datetime(2026, 11, 29, tzinfo=datetime.UTC)
+    with DAG("night", schedule=None, start_date=start, render_template_as_native_obj=True) as dag:
+        gate = DfmPublishOperator(
+            task_id="gate", candidate="m", alias="a", data="d", order="{{ ds_nodash }}", dask_conn_id=None
+        )
+    gate.render_template_fields({"ds_nodash": "20261130", "dag": dag})
+    assert gate.order == 20261130
+    gate.work(context)
+    assert asked["order"] == "20261130"
 
 
 def test_the_log_of_the_gate_holds_what_was_compared_and_what_came_of_it() -> None:

@@ -25,7 +25,7 @@ from dfm import jobs
 from dfm.cli import runs
 from dfm.cli.app import cli, main
 from dfm.data import synthetic
-from dfm.errors import ClusterError
+from dfm.errors import ClusterError, DataError
 from dfm.events import faults_of
 from dfm.model.fm_model import FMModel
 from dfm.runs import outcome
@@ -317,6 +317,39 @@ def test_a_dry_run_refuses_what_a_training_refuses(
     assert planned == run("train", job, "--scheduler", scheduler, *options)
     submitted = run("submit", job, "--dry-run", "--scheduler", scheduler, *options)
     assert (submitted[0], told in submitted[2]) == (planned[0], True)
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ('label = "ts"', "which is not numeric; write numbers, or of a job name another column as schema.label"),
+        ('label = "click"\nweight = "tags"', "of a job name another column as schema.weight"),
+        ('label = "click"\nnumeric = ["ts"]', "or derive a number: [schema.derive]"),
+        ('label = "click"\nlists = ["x"]', "holds double, but the schema calls it a list"),
+        ('label = "click"\nderive = { hour = "hour(x)" }', "of which schema.derive cannot tell the time"),
+        ('label = "click"\ntime = "tags"', "has no order in time; name another column as schema.time"),
+        ('label = "click"\ngroup = "tags"', "slices and groups need one value a row"),
+    ],
+)
+def test_columns_of_types_that_cannot_be_learnt_are_refused_without_a_cluster(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: str, told: str
+) -> None:
+    n = 2_000
+    moments = pa.array(range(n), pa.timestamp("s"))
+    numbers = {"click": [row % 2 for row in range(n)], "x": [row / 7 for row in range(n)]}
+    pq.write_table(
+        pa.table({**numbers, "ts": moments, "tags": [["a", "b"]] * n, "C": ["c"] * n}), tmp_path / "p.parquet"
+    )
+    (tmp_path / "job.toml").write_text(
+        f'[data]\ntrain = "{tmp_path}/p.parquet"\n[schema]\n{schema}\ncategorical = ["C"]\n'
+        f'[output]\ndirectory = "{tmp_path}/out"\n'
+    )
+    planned = run("train", tmp_path / "job.toml", "--dry-run")
+    assert planned[0] == DataError.exit_code
+    assert f"{tmp_path}/p.parquet: column" in planned[2]
+    assert told in planned[2]
+    monkeypatch.setattr("distributed.LocalCluster.__init__", lambda *_, **__: pytest.fail("there is no need of one"))
+    assert planned == run("train", tmp_path / "job.toml")
 
 
 def test_training_for_programs_tells_one_object_a_line(run: Run, job: Path, scheduler: str) -> None:

@@ -386,6 +386,16 @@ def test_text_that_is_no_category_is_left_out_with_what_would_help(tmp_path: Pat
     assert 'lists = ["other"] with list_separator = " " makes a feature of each word' in text
 
 
+@pytest.mark.parametrize("kind", [pa.time32("s"), pa.time64("us")])
+def test_times_of_day_are_left_out_with_what_makes_features_of_them(tmp_path: Path, kind: pa.DataType) -> None:
+    at = pa.array([datetime.time(n % 24, n % 60) for n in range(N)]).cast(kind)
+    tables, text, _ = checked(written(tmp_path, {"clicked": CLICKS, "at": at, "site": RNG.integers(0, 9, N)}))
+    remedy = 'as a category, or by [schema.derive] hour = "hour(at)", it may help'
+    assert f"# left out: at: it holds times of day; {remedy}" in text
+    tables["schema"] |= {"categorical": ["site", "at"], "derive": {"hour": "hour(at)"}}
+    assert jobs.plan(tables)["columns"].keys() == {"site", "at", "hour"}
+
+
 def test_a_guessed_table_is_not_one_that_a_training_finds_too_full() -> None:
     for n_features in (6553, 50_000, 1_000_000):
         assert 1 - math.exp(-n_features / 2 ** hash_bits(n_features)) < diagnosis._FULL

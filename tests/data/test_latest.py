@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import datetime
 import decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from dfm.data.latest import bound_of, counted_moments, latest_of, latest_or_why
+from dfm.data.latest import bound_of, counted_moments, latest_moments, latest_of, latest_or_why
+from dfm.data.parquet import Unit, describe_shard
+from dfm.data.reading import Reading
+from dfm.data.schema import resolve
 from dfm.data.time_split import at_or_after
+from dfm.errors import DataError
+from dfm.settings.tables import Schema
+from tests.support.shards import write_shard
 
 START = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
 HOURS = [START + datetime.timedelta(hours=n) for n in range(240)]
@@ -54,6 +61,14 @@ def test_rows_of_one_moment_stay_together() -> None:
 def test_where_no_moment_suits_there_is_no_bound(moments: list[Any], why: str) -> None:
     latest = latest_of([counted_moments(pa.array(moments, pa.int64()))], 10, "t")
     assert bound_of(latest, 10, 40) == ("", 0), why
+
+
+def test_lists_are_no_moments(tmp_path: Path) -> None:
+    columns = {"label": [0], "c": ["x"], "t": [["a", "b"]]}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", columns))
+    reading = Reading(resolve(Schema(time="t", categorical=["c"]), [*columns]), 10, "classification")
+    with pytest.raises(DataError, match=r"a\.parquet: column 't' holds list<.*>, which has no order in time; name "):
+        latest_moments(reading, [Unit(shard, 0, 1)], 1)
 
 
 def test_rows_are_counted_where_the_path_gives_the_moment() -> None:

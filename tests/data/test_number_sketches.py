@@ -16,7 +16,7 @@ from dfm.data.number_sketches import glance_at_numbers, merge_sketches, sketch_n
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
-from dfm.data.transforms import NumberStatistics
+from dfm.data.transforms import NumberStatistics, standardized
 from tests.data.test_preparation import HASH_BITS
 from tests.support.shards import write_shard
 
@@ -59,6 +59,14 @@ def test_quantiles_of_few_rows_are_exact(tmp_path):
 def test_heavy_values_give_fewer_boundaries_and_never_the_same_twice(tmp_path):
     assert sketched(tmp_path, [[0.0] * 950 + [1.0] * 30 + [2.0] * 20]).boundaries == (0.0,)
     assert sketched(tmp_path, [[3.0] * 10]).boundaries == (3.0,)
+
+
+@pytest.mark.parametrize("value", [0.1, 3.3, 19.99, 1e6 + 0.1, -0.7])
+@pytest.mark.parametrize("cuts", [[], [3, 400, 1999]])
+def test_numbers_that_are_all_alike_deviate_by_nothing(tmp_path, value, cuts):
+    learnt = sketched(tmp_path, np.split(np.full(5000, value), cuts))
+    assert learnt.stdev == 0.0, "the rounding error of the mean would be the unit of what comes later"
+    np.testing.assert_allclose(standardized(np.array([value, value + 1]), learnt), [0.0, 1.0], atol=1e-9)
 
 
 def test_missing_and_unreadable_numbers_do_not_count(tmp_path):

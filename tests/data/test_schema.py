@@ -95,7 +95,7 @@ def test_patterns_in_transforms_apply_and_full_names_win_whatever_their_order():
         ),
         ({"categorical": ["C*"], "lists": ["day"], "time": "day"}, r"schema\.time and in schema\.lists"),
         ({"categorical": ["genre"]}, r'schema\.categorical names "genre".*Did you mean "genres"'),
-        ({"categorical": ["X*"]}, r'schema\.categorical names "X\*".*There are: day, label'),
+        ({"categorical": ["X*"]}, r'schema\.categorical names "X\*".*There are: day, w, C1'),
         ({"label": "lable", "categorical": ["C*"]}, r'schema\.label names "lable".*Did you mean "label"'),
         ({"weight": "weight", "categorical": ["C*"]}, r'schema\.weight names "weight"'),
         ({"categorical": ["label*"]}, r"leaves no feature"),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import math
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +27,7 @@ from dfm.errors import DataError, SettingsError
 from dfm.model.export import export, hashed_inputs
 from dfm.model.fm_model import FMModel
 from dfm.model.manifest import check_manifest
+from dfm.model.rows import batches_of, in_columns, numeric_of
 from dfm.settings.job import load_job
 from dfm.settings.tables import Schema
 from tests.support.small_jobs import in_process_client
@@ -91,6 +95,42 @@ def test_the_row_encoder_knows_what_is_missing():
         assert rows.indices.tolist() == [category("c", None), bucket("n", 0)]
 
 
+MIXED = {
+    "categories": ["7", 0, "0", None],
+    "floats": ["7", 0.0, "0", math.nan],
+    "decimals": [Decimal("0.0"), 0.0, "0", 1.5],
+    "truths": ["x", False, "0", True],
+    "lists": [["7"], [0], ["0", "b"], None],
+}
+
+
+@pytest.mark.parametrize("form", [dict, pd.DataFrame])
+@pytest.mark.parametrize("values", MIXED.values(), ids=MIXED)
+def test_a_number_is_never_missing_whatever_stands_beside_it(values: list[Any], form: Callable[[Any], Any]) -> None:
+    settings = {"lists": ("x",)} if isinstance(values[0], list) else {"categorical": ("x",)}
+    schema = resolve(Schema(**settings, missing=("0", "false")), ["label", "x"])
+    together = entries_in_rows(schema, form({"x": values}))
+    alone = [entries_in_rows(schema, form({"x": [value]}))[0] for value in values]
+    assert together == alone
+    assert len(set(map(str, alone))) > 2
+
+
+@pytest.mark.parametrize("form", [dict, pd.DataFrame])
+def test_a_quantity_is_never_missing_whatever_stands_beside_it(form: Callable[[Any], Any]) -> None:
+    schema = resolve(Schema(numeric=("x", "y"), derive={"h": "hour(t)"}, missing=("0",)), ["label", "x", "y", "t"])
+    moments = ["2026-11-20 07:05:00"] * 4
+    data = form({"x": ["7", 0, "0", None], "y": ["0", True, 0, "1"], "t": moments})
+    assert entries_in_rows(schema, data) == entries_in_rows(
+        schema, {"x": [7.0, 0.0, None, None], "y": [None, 1.0, 0.0, 1.0], "t": moments}
+    )
+
+
+def entries_in_rows(schema: ResolvedSchema, data: Any) -> list[list[tuple[int, float]]]:
+    """The entries that a model sees in rows."""
+    (batch,) = batches_of(data, schema.columns, numeric_of(schema), schema.missing)
+    return entries(encode_batch(batch, schema, BITS, {}, None))
+
+
 # ----------------------------------------------------------------------------------------------- lists ----
 
 
@@ -132,6 +172,26 @@ def test_elements_have_the_weights_that_the_data_give_them(array, rule, values):
         [(category("l", None), 1.0)],
         [(category("l", None), 1.0)],
     ]
+
+
+@pytest.mark.parametrize("form", [dict, tuple, list], ids=["dicts", "pairs", "pairs of JSON"])
+def test_rows_of_python_have_weighted_elements_in_every_form_of_a_pair(form: Any) -> None:
+    rows = [
+        row if row is None else dict(row) if form is dict else [form(pair) for pair in row.items()] for row in WEIGHTED
+    ]
+    schema = resolve(Schema(lists=("l",)), ["label", "l"])
+    expected = entries_in_rows(schema, {"l": LAYOUTS["map"]})
+    assert entries_in_rows(schema, in_columns([{"l": row} for row in rows], schema)) == expected
+    beside = [*rows, {"a": 3.0, "b": 4.0}]
+    assert entries_in_rows(schema, in_columns([{"l": row} for row in beside], schema)) == [*expected, expected[0]]
+
+
+def test_two_values_are_not_taken_for_a_value_and_its_weight() -> None:
+    schema = resolve(Schema(lists=("l",), list_weight="one"), ["label", "l"])
+    assert entries_in_rows(schema, {"l": [["u", 0.5]]}) == [[(category("l", text), 1.0) for text in ("u", "0.5")]]
+    for row in ([[1, 2]], [["u", "v"]], [["u", True]]):
+        with pytest.raises(DataError, match="column 'l'"):
+            entries_in_rows(schema, {"l": [row]})
 
 
 def test_dicts_without_any_key_are_lists_without_elements():
@@ -231,6 +291,15 @@ def test_text_that_is_no_moment_makes_its_row_a_bad_one():
         ("t", "not a moment", "'noon'")
     ]
     assert [row[1] for row in entries(found)] == [(category("d", "20"), 1.0), *[(category("d", None), 1.0)] * 2]
+
+
+def test_rows_whose_text_is_no_moment_are_refused_with_one_that_is(trained):
+    model, log, _ = trained
+    row = {**log.slice(0, 1).to_pylist()[0], "sent": "soon"}
+    expected = r"row 0: column 'sent': not a moment \('soon'\); pass a moment such as 2026-11-20 07:05:00, or None"
+    with pytest.raises(DataError, match=expected):
+        model.predict([row])
+    assert model.predict([{**row, "sent": "2026-11-20 07:05:00"}]).shape == (1,)
 
 
 def test_derived_columns_are_features_of_their_kind_unless_they_are_named():

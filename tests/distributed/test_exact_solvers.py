@@ -17,6 +17,7 @@ from dfm.errors import ModelError, RunCancelled, SettingsError
 from dfm.events import faults_of
 from dfm.export import export
 from dfm.model.fm_model import FMModel
+from dfm.model.inspection import describe_model
 from dfm.training.diagnosis import Finding, model_findings
 from tests.support.small_jobs import in_process_client, stop_after
 
@@ -92,7 +93,9 @@ def test_the_model_is_its_draws_on_disk_too(drawn: tuple[Any, Events], folder: P
     model, rows = FMModel.load(result.model_url), pq.read_table(folder / "validation.parquet")
     assert model.draws is not None
     assert (model.draws.number, model.table.layout.n_factors) == (3, 6)
-    assert "of 3 draws" in repr(model)
+    assert "with 2 factors in each of 3 draws" in repr(model)
+    summary = describe_model(model)["summary"]
+    assert [summary[name] for name in ("solver", "draws", "n_factors", "link")] == ["mcmc", 3, 2, "identity"]
     assert model.parameters_sha256() == result.parameters_sha256
     bounds, ratings = model.predict_interval(rows, 0.9), rows["rating"].to_numpy()
     assert np.all(bounds[:, 0] < model.predict(rows))
@@ -105,6 +108,16 @@ def test_the_model_is_its_draws_on_disk_too(drawn: tuple[Any, Events], folder: P
     with pytest.raises(SettingsError, match=r"coverage = 1\.5"):
         model.predict_interval(rows, 1.5)
     assert export(model, "libfm", str(tmp_path))
+
+
+def test_no_more_draws_are_announced_than_are_kept(folder: Path, client: Client, tmp_path: Path) -> None:
+    told: Events = []
+    tables = tables_of(folder, tmp_path, {"solver": "mcmc", "n_epochs": 5, "burn_in": 2, "n_replicas": 2})
+    tables["model"]["n_factors"] = 0
+    model = jobs.train(tables, client, on_event=told.append).model
+    (event,) = [event for event in told if event["event"] == "solving"]
+    assert model.draws is not None
+    assert event["draws"] == model.draws.number == model.metadata["automatic"]["draws"] == 3
 
 
 def test_a_manifest_with_impossible_draws_is_refused(drawn: tuple[Any, Events], tmp_path: Path) -> None:
@@ -169,6 +182,8 @@ def test_a_probit_gives_probabilities_and_no_single_machine(folder: Path, client
     rows = pq.read_table(folder / "validation.parquet")
     assert model.draws is not None
     assert model.draws.number == 1
+    summary = describe_model(model)["summary"]
+    assert [summary[name] for name in ("solver", "draws", "n_factors", "link")] == ["als", 1, 2, "probit"]
     p = model.predict(rows)
     assert 0.0 < p.min() < p.max() < 1.0
     np.testing.assert_allclose(p, 1 / (1 + np.exp(-model.decision_function(rows))), rtol=1e-4)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 
@@ -135,6 +136,28 @@ def test_too_few_moments_for_so_many_folds_are_told(client: Client, tmp_path: Pa
     log = write_log(tmp_path / "log", when=[n % 2 for n in range(N_ROWS)])
     with pytest.raises(DataError, match="'when' has too few distinct moments for 4 folds"):
         jobs.cross_validate(tables_of(log, tmp_path, schema={"time": "when"}), 4, by="time", client=client)
+
+
+@pytest.mark.parametrize(
+    ("clicked", "training", "message"),
+    [
+        (
+            (3, 44),
+            {"stop_on": "auc"},
+            r"^fold \d: auc is not defined .* Ask for fewer folds, or leave training.stop_on",
+        ),
+        ((3,), {}, r"^fold \d: all \d+ rows to train on are negative: .*, or ask for fewer folds$"),
+    ],
+)
+def test_a_fold_without_rows_of_both_classes_is_named_with_a_way_out_that_folds_have(
+    clicked: tuple[int, ...], training: dict[str, Any], message: str, client: Client, tmp_path: Path
+) -> None:
+    labels = [int(row in clicked) for row in range(80)]
+    pq.write_table(pa.table({"a": [row % 5 for row in range(80)], "label": labels}), tmp_path / "rows.parquet")
+    tables = tables_of(tmp_path / "rows.parquet", tmp_path, training=SHORT | {"n_replicas": 2} | training)
+    tables["schema"] = {"label": "label", "categorical": ["a"]}
+    with pytest.raises(SettingsError if training else DataError, match=message):
+        jobs.cross_validate(tables, 4, client=client)
 
 
 @pytest.mark.parametrize("n_parts", [2, 3, 7])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dfm.errors import DataError, SettingsError
 from dfm.estimators import FMClassifier
 from dfm.events import faults_of
 from dfm.model.importance import Sample, donors_of
+from dfm.model.objective import LossInfo
 from dfm.training import plan
 from tests.distributed.test_held_out import tables_of, write_log
 from tests.support.small_jobs import in_process_client
@@ -90,6 +92,19 @@ def test_a_column_of_a_cross_takes_the_cross_with_it() -> None:
         without = rows.set_column(at, record["column"], pa.nulls(300, rows.schema.field(at).type))
         assert record["missing"] == pytest.approx(dfm.evaluate(model, without)["log_loss"] - plain, abs=1e-6)
     assert {"site", "zone", "visits"} == {record["column"] for record in found["columns"]}
+
+
+@pytest.mark.parametrize("loss", [("quantile", "identity", 0.8), ("huber", "identity", 0.3), ("poisson", "exp", None)])
+def test_a_model_of_another_loss_is_measured_by_that_one(loss: tuple[str, str, float | None]) -> None:
+    rows = random_table(300)
+    fields: dict[str, Any] = {"categorical": ("site", "zone"), "numeric": ("visits",)}
+    model = dataclasses.replace(make_model(fields, task="regression"), loss=LossInfo(*loss))
+    found = dfm.importance(model, rows, repeats=1)
+    assert found["loss"] == pytest.approx(dfm.evaluate(model, rows)["loss"], rel=1e-12)
+    for record in found["columns"]:
+        at = rows.column_names.index(record["column"])
+        without = rows.set_column(at, record["column"], pa.nulls(300, rows.schema.field(at).type))
+        assert found["loss"] + record["missing"] == pytest.approx(dfm.evaluate(model, without)["loss"], rel=1e-9)
 
 
 def test_any_cluster_finds_the_same(
@@ -257,6 +272,24 @@ def test_rows_in_memory_are_measured_too(planted: Path, model: str) -> None:
     assert [record["column"] for record in found["columns"]] == ["strong", "weak", "noise"]
     table = pq.read_table(planted)
     assert dfm.importance(model, table.to_reader(700), repeats=1) == dfm.importance(model, table, repeats=1)
+
+
+def test_bad_rows_that_are_left_out_are_counted(planted: Path, model: str, client: Client, tmp_path: Path) -> None:
+    """All of them, also where few of the rows are measured."""
+    for number, shard in enumerate(sorted(planted.glob("*.parquet"))):
+        table = pq.read_table(shard)
+        labels = np.where(np.arange(len(table)) < number, 7, table["label"].to_numpy())
+        pq.write_table(table.set_column(3, "label", pa.array(labels)), tmp_path / shard.name)
+    found = dfm.importance(model, str(tmp_path), on_bad_rows="skip", rows=900, repeats=1, client=client)
+    (reason,) = found["account"]["reasons"]
+    assert found["account"] == {"read": N_ROWS, "good": N_ROWS - 3, "rejected": 3, "reasons": {reason: 3}}
+    assert reason.startswith("label: ")
+    here = dfm.importance(model, pq.read_table(tmp_path), on_bad_rows="skip", rows=900, repeats=1)
+    assert here["account"] == found["account"]
+    arguments = ["importance", model, str(tmp_path), "--repeats", "1", "--on-bad-rows", "skip"]
+    shown = [*arguments, "--scheduler", client.scheduler.address]
+    told = CliRunner().invoke(cli, shown, standalone_mode=False, catch_exceptions=False).output
+    assert f"3 of 6,000 rows to measure on left out as bad: {reason} (3)" in told
 
 
 def test_bad_rows_and_bad_wishes_are_told(model: str) -> None:

@@ -121,11 +121,13 @@ def test_what_could_not_be_learnt_is_told(
     train = jobs.train
     monkeypatch.setattr(jobs, "train", lambda tables, on: train(tables, on, on_event=told.append))
     row = [f"row {n}" for n in range(N_ROWS)]
-    table = pa.table({"label": RNG.integers(0, 2, N_ROWS), "row": row, "one": ["a"] * N_ROWS})
-    result = trained(tmp_path, client, table)
+    numbers = {"fee": np.full(N_ROWS, 0.1), "gap": pa.nulls(N_ROWS, pa.float64())}
+    table = pa.table({"label": RNG.integers(0, 2, N_ROWS), "row": row, "one": ["a"] * N_ROWS, **numbers})
+    result = trained(tmp_path, client, table, transforms={"fee": "standardize"})
     found = next(event for event in told if event["event"] == "diagnosis")["findings"]
     kinds = {(finding["kind"], finding["column"]) for finding in found}
     assert kinds >= {("never-seen-twice", "row"), ("one-value", "one"), ("no-better-than-a-constant", "")}
+    assert kinds >= {("one-value", "fee"), ("no-value", "gap")}
     assert told[-1]["event"] == "done"
     manifest = json.loads((tmp_path / "out" / "model" / "model.json").read_text())
     assert manifest["metadata"]["diagnosis"] == found
@@ -162,7 +164,7 @@ def test_who_listens_to_no_event_is_warned_of_a_column_in_one_bucket(
 def test_a_diagnosis_that_fails_costs_a_warning(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(diagnose, "count_fields", lambda vocabulary: 1 // 0)
+    monkeypatch.setattr(diagnose, "count_fields", lambda *_: 1 // 0)
     result = trained(tmp_path, client, pa.table({"label": CLICK, "site": SITE}), categorical=["site"])
     assert result.model_url
     assert any("there is no diagnosis of this training: ZeroDivisionError" in text for text in caplog.messages)

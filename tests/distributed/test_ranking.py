@@ -172,3 +172,17 @@ def test_a_job_without_pairs_or_of_what_knows_none_is_refused(
     few = RankingLog.draw(3, 0, n_users=6).write(tmp_path / "few", 1)
     with pytest.raises(DataError, match=r"of training\.n_replicas = 8 replicas have no pair to learn from"):
         jobs.train(tables_of((few, logs[1]), tmp_path, training={"n_replicas": 8}), client)
+
+
+def test_a_search_of_pairs_needs_groups_of_both_classes_to_validate_on(
+    logs: tuple[Path, Path], client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    later = pq.read_table(logs[1])
+    users = {user: number % 2 for number, user in enumerate(later["user"].unique().to_pylist())}
+    label = pa.array([users[user] for user in later["user"].to_pylist()])
+    pq.write_table(later.set_column(later.column_names.index("label"), "label", label), tmp_path / "later.parquet")
+    tables = tables_of((logs[0], tmp_path / "later.parquet"), tmp_path) | {"search": {"n_trials": 2, "n_seeds": 1}}
+    why = "no group has rows of both classes, so that trials cannot be compared. Name others in data.validation$"
+    with pytest.raises(SettingsError, match=f"^group_auc is not defined on the rows to validate on: {why}"):
+        jobs.search(tables, client)
+    assert "the last epoch counts" not in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from dfm import jobs
 from dfm.distributed.trials import Trials
 from dfm.errors import DivergenceError, RunCancelled, SettingsError
 from dfm.events import faults_of
+from dfm.model.objective import Objective
 from dfm.runs.termination import interrupt, stoppable
 from dfm.settings.job import Job, load_job
 from dfm.settings.toml import to_toml
@@ -222,6 +225,15 @@ def test_a_search_of_nothing_but_divergence_fails_and_says_why(
         searched(log, tmp_path, client, tables=tables)
 
 
+def test_a_trial_whose_loss_is_no_finite_number_has_diverged() -> None:
+    """As of `poisson`, where the exponential of a score is beyond all numbers."""
+    best = SimpleNamespace(metrics={"loss": None, "rmse": None})
+    loop: Any = SimpleNamespace(run=lambda until: None, best=best, objective=Objective.of("regression", "poisson"))
+    nothing: Any = None
+    found = Trials(nothing, nothing).walked(loop, None)
+    assert found == (math.inf, "loss of the rows to validate on is no finite number")
+
+
 def test_settings_that_somebody_else_searches_are_tried_on_the_same_rows(
     found: Any, log: Path, client: Client, tmp_path: Path
 ) -> None:
@@ -248,7 +260,7 @@ def test_another_space_takes_over_what_is_known_and_judges_its_own_best(
     fresh = searched(log, tmp_path / "fresh", client, tables=other)
     again = searched(log, tmp_path / "both", client, tables=other)
     assert (again.losses, again.is_default) == (fresh.losses, fresh.is_default)
-    assert losses(again).keys() > losses(fresh).keys()
+    assert losses(again) == losses(fresh), "what the other space tried stays in the journal alone"
 
 
 def test_a_search_of_a_linear_model_tries_linear_models(log: Path, client: Client, tmp_path: Path) -> None:
@@ -313,6 +325,7 @@ def test_half_of_the_trials_go_on_and_a_quarter_of_these() -> None:
     trials = trials_of(Job.from_dict({"search": {"n_trials": 4}}))
     losses = {0: 0.5, 1: 0.4, 2: 0.5, 3: float("inf")}
     assert [trial.number for trial in survivors(trials, losses, 2)] == [0, 1]
+    assert [trial.number for trial in survivors(trials, losses, 4)] == [0, 1, 2], "what diverged leaves its seat empty"
 
 
 def test_bounds_that_are_no_interval_are_refused() -> None:

@@ -19,7 +19,7 @@ from dfm.cli import app
 from dfm.distributed import checkpointing
 from dfm.distributed.cluster import connect
 from dfm.errors import DataError, RunCancelled, SettingsError
-from dfm.estimators.shards import read_shards
+from dfm.estimators.shards import Wanted, read_shards
 from dfm.launch import on_dask
 from dfm.model.folder import read_manifest
 from dfm.runs.record import read_events, read_run
@@ -235,8 +235,9 @@ def test_a_search_goes_on_with_the_version_it_began_with(
 
 def test_rows_for_an_estimator_come_from_a_version(table: Path, log: Path) -> None:
     go_on(table, log)
-    assert read_shards(f"delta://{table}@v0", ["label", "day"]).num_rows == 8_000
-    assert read_shards(f"delta://{table}", ["label", "day"]).num_rows == 10_000
+    wanted = Wanted(["label", "day"])
+    assert read_shards(f"delta://{table}@v0", wanted).num_rows == 8_000
+    assert read_shards(f"delta://{table}", wanted).num_rows == 10_000
 
 
 def test_a_snapshot_of_iceberg_trains_the_same_bytes_for_ever(

@@ -149,6 +149,7 @@ def test_columns_that_are_left_out_or_say_nothing_are_named_once(caplog: pytest.
             "request": np.arange(500),
             "when": pd.Timestamp("2026-11-01") + pd.to_timedelta(np.arange(500), "min"),
             "one": ["a"] * 500,
+            "fee": [0.1] * 500,
             "site": random.choice(["x", "y"], 500),
         }
     )
@@ -158,9 +159,10 @@ def test_columns_that_are_left_out_or_say_nothing_are_named_once(caplog: pytest.
     left_out, *silent = caplog.messages
     assert left_out.startswith("columns that become no feature: 'when' (it holds timestamp")
     assert left_out.endswith('derive={"hour": "hour(when)"}')
-    assert len(silent) == 2
+    assert len(silent) == 3
     assert any("of the values of column 'request' were seen no second time" in text for text in silent)
-    assert any("column 'one' has one value" in text and "schema." not in text for text in silent)
+    for name in ("one", "fee"):
+        assert any(f"column '{name}' has one value" in text and "schema." not in text for text in silent)
 
 
 def test_features_have_names_in_the_order_of_their_weights() -> None:

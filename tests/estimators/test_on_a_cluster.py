@@ -91,6 +91,22 @@ def test_a_frame_of_dask_is_hashed_and_may_hold_its_labels(client):
     np.testing.assert_array_equal(lazily, model.predict(FRAME))
 
 
+def test_a_frame_of_dask_may_hold_its_weights_too(client):
+    dd = pytest.importorskip("dask.dataframe")
+    rows = FRAME.assign(weight=np.where(FRAME.kind == "low", 3.0, 0.5))
+    frame = dd.from_pandas(rows, npartitions=3)
+    X, y, weights = frame[["site", "price"]], frame.kind, frame.weight
+    settings = {"n_replicas": 2, "n_epochs": 3}
+    named = LinearClassifier(**settings).fit(frame, "kind", "weight", eval_set=(frame, "kind", "weight"), client=client)
+    apart = LinearClassifier(**settings).fit(X, y, weights, eval_set=(X, y, weights), client=client)
+    assert named.feature_names_in_.tolist() == ["site", "price"]
+    assert named.coef_.tobytes() == apart.coef_.tobytes()
+    assert named.score(frame, "kind", "weight") == apart.score(X, y, weights)
+    assert LinearClassifier(**settings).fit(frame.drop(columns="kind"), y, "weight", client=client).n_features_in_ == 2
+    with pytest.raises(DataError, match="X has no column 'w' of weights; it has site, price, kind, weight"):
+        LinearClassifier().fit(frame, "kind", "w", client=client)
+
+
 def test_shards_are_read_here_or_trained_as_a_job(client, tmp_path):
     FRAME.assign(rare=(FRAME.kind == "low").astype(int)).to_parquet(tmp_path / "rows.parquet")
     shards, others = str(tmp_path / "rows.parquet"), str(tmp_path / "others.parquet")
@@ -104,6 +120,37 @@ def test_shards_are_read_here_or_trained_as_a_job(client, tmp_path):
     assert job.history_[-1]["auc"] == 1.0
     with pytest.raises(SettingsError, match="names of columns"):
         here.fit(shards, FRAME.kind)
+
+
+@pytest.mark.parametrize(
+    ("no", "yes", "positive"),
+    [("no", "yes", "yes"), ("0", "1", "1"), (-1, 1, "1"), (False, True, ""), (0, 1, ""), (0.0, 1.0, "")],
+    ids=["text", "digits", "signs", "truths", "integers", "floats"],
+)
+def test_a_job_of_a_classifier_learns_two_classes_of_any_kind(client, tmp_path, no, yes, positive):
+    labels = [yes if kind == "low" else no for kind in FRAME.kind]
+    rows = FRAME[["site", "price"]].assign(y=labels)
+    for part in range(3):
+        rows[part::3].sort_values("site").to_parquet(tmp_path / f"{part}.parquet", row_group_size=100)
+    shards, others = str(tmp_path / "[01].parquet"), str(tmp_path / "2.parquet")
+    settings = {"n_epochs": 3, "n_replicas": 2, "categorical": ["site"], "numeric": ["price"]}
+    model = FMClassifier(**settings).fit(shards, "y", eval_set=(others, "y"), client=client)
+    assert model.classes_.tolist() == FMClassifier(**settings).fit(shards, "y").classes_.tolist() == [no, yes]
+    assert (model.classes_.dtype == bool) == isinstance(yes, bool)
+    assert model.score(shards, "y") == model.score(rows, np.array(labels)) == 1.0
+    assert model.model_.schema.label_positive == ((positive,) if positive else ())
+
+
+def test_a_job_of_a_classifier_tells_what_labels_it_cannot_learn(client, tmp_path):
+    shards, few = str(tmp_path / "rows.parquet"), str(tmp_path / "few.parquet")
+    FRAME.to_parquet(shards)
+    FRAME[FRAME.kind == "low"].to_parquet(few)
+    with pytest.raises(DataError, match=r"column 'kind' holds 'low', 'mid', 'top', and a fit on shards.*leave client"):
+        FMClassifier(n_epochs=1).fit(shards, "kind", client=client)
+    with pytest.raises(ValueError, match="y has one class only, 'low'"):
+        FMClassifier(n_epochs=1).fit(few, "kind", client=client)
+    with pytest.raises(SettingsError, match="the shards have no column 'nope'; they have site, price, kind"):
+        FMClassifier(n_epochs=1).fit(few, "nope", client=client)
 
 
 @pytest.mark.parametrize(("kind", "metric"), [(FMClassifier, accuracy_score), (FMRegressor, r2_score)])
@@ -206,6 +253,12 @@ def test_collections_that_have_no_such_labels_or_columns_are_refused(client):
         FMClassifier().fit(collection[:, 0], y, client=client)
     with pytest.raises(DataError, match="eval_set: y holds -1, and the loss is for counts"):
         FMRegressor(loss="poisson").fit(collection, y, eval_set=(collection, y - 1), client=client)
+
+
+def test_roles_of_columns_are_refused_for_arrays_of_dask_too(client):
+    collection, y = da.from_array(X, chunks=(300, 4)), da.from_array(Y, chunks=300)
+    with pytest.raises(SettingsError, match="categorical names columns, and X is an array"):
+        FMClassifier(categorical=["x0"]).fit(collection, y, client=client)
 
 
 def test_chunks_that_do_not_match_are_refused(client):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse
 
 pytest.importorskip("sklearn", minversion="1.6")
 pd = pytest.importorskip("pandas")
@@ -80,6 +81,13 @@ def test_an_array_is_taken_column_by_column_with_a_warning(fitted):
         fitted.predict(np.zeros((4, 2)))
 
 
+def test_a_number_that_an_array_of_a_frame_lacks_is_missing_as_it_is_in_the_frame(fitted):
+    gaps = FRAME.assign(price=FRAME.price.where(FRAME.index % 7 > 0))
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        scores = fitted.decision_function(gaps.to_numpy(object))
+    np.testing.assert_array_equal(scores, fitted.decision_function(gaps))
+
+
 def test_roles_of_columns_can_be_named(fitted):
     model = LinearClassifier(numeric=["zone", "price"], crosses=[["site", "zone"]], categorical=["site"])
     with pytest.raises(Exception, match="only categories can be combined"):
@@ -87,6 +95,40 @@ def test_roles_of_columns_can_be_named(fitted):
     model = LinearClassifier(categorical=["site", "zone"], crosses=[["site", "zone"]]).fit(FRAME, CLICKED)
     assert model.score(FRAME, CLICKED) > 0.98
     assert [field.name for field in model.model_.schema.fields] == ["site", "zone", "site&zone"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"categorical": ["zone"]},
+        {"numeric": ["price"]},
+        {"lists": ["site"]},
+        {"crosses": [["site", "zone"]]},
+        {"derive": {"hour": "hour(zone)"}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("form", [np.array, scipy.sparse.csr_matrix])
+def test_names_of_columns_are_refused_where_columns_have_none(options, form):
+    (name,) = options
+    told = rf'^{name} names columns, and X is an array.*set_output\(transform="pandas"\)'
+    with pytest.raises(SettingsError, match=told):
+        FMClassifier(n_epochs=1, **options).fit(form(np.arange(160.0).reshape(80, 2)), np.arange(80) % 2)
+
+
+def test_ways_to_read_tables_are_refused_for_arrays_and_those_to_read_text_have_nothing_to_say():
+    rows, y = np.arange(160.0).reshape(80, 2), np.arange(80) % 2
+    with pytest.raises(SettingsError, match=r'nan = "missing" is for tables, and X is an array.*SimpleImputer'):
+        FMClassifier(n_epochs=1, nan="missing").fit(rows, y)
+    with pytest.raises(SettingsError, match='numeric_transform = "quantile" is for tables, and X is an array'):
+        FMClassifier(n_epochs=1, numeric_transform="quantile").partial_fit(rows, y)
+    FMClassifier(n_epochs=1, missing=["NA"], list_separator=";").fit(rows, y)
+
+
+def test_a_column_that_is_not_there_is_told_in_words_of_estimators():
+    told = r'^categorical names "unseen", which no column of the data matches. There are: site, zone, price.$'
+    with pytest.raises(SettingsError, match=told):
+        FMClassifier(categorical=["unseen"]).fit(FRAME, CLICKED)
 
 
 def test_rare_categories_share_a_bucket_that_unseen_ones_fall_into():
@@ -283,5 +325,26 @@ def test_numbers_that_are_not_there_need_a_word_for_them():
     with pytest.raises(ValueError, match="NaN"):
         FMClassifier(n_epochs=1).fit(matrix, [0, 1, 0, 1])
     assert FMClassifier(n_epochs=1, nan="missing").fit(matrix, [0, 1, 0, 1]).predict(matrix).shape == (4,)
-    with pytest.raises(SettingsError, match=r"schema\.nan"):
+    with pytest.raises(SettingsError, match=r"^nan = "):
         FMClassifier(n_epochs=1, nan="none").fit(matrix, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("form", [pd.DataFrame, dict])
+def test_a_number_beside_text_that_means_missing_is_learnt_as_it_is_scored_alone(form):
+    rng = np.random.default_rng(5)
+    values = [("7", 0, "0", "b")[place] for place in rng.integers(0, 4, 400)]
+    clicked = [value == 0 for value in values]
+    model = FMClassifier(categorical=["x"], missing=["0"], n_factors=0, n_epochs=20).fit(form({"x": values}), clicked)
+    zero, text = (float(model.model_.predict_one({"x": value})) for value in (0, "0"))
+    assert zero > 0.8 > 0.2 > text
+    for known in (model, model.model_):
+        together = known.predict(form({"x": ["7", 0, "0", "b"]}))
+        np.testing.assert_allclose(
+            together,
+            [
+                *known.predict(form({"x": ["7"]})),
+                *known.predict(form({"x": [0]})),
+                *known.predict(form({"x": ["0", "b"]})),
+            ],
+            atol=1e-6,
+        )

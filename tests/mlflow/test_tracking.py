@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import json
 import logging
 import os
@@ -147,6 +149,54 @@ def test_columns_of_integers_may_have_gaps_in_golden_rows_or_in_rows_to_score(
     for frame in (rows, turned, turned.astype({"whole": "Int64"}), rows.assign(C1=None, code=None)):
         np.testing.assert_array_equal(model.predict(frame), result.model.predict(frame))
     assert {str(each) for each in model.metadata.get_input_schema().input_types()} == {"DataType.string", "Any"}
+
+
+WITHOUT_JSON = {
+    "decimals": pa.array([decimal.Decimal(i) / 100 for i in range(6)], pa.decimal128(8, 2)),
+    "durations": pa.array([datetime.timedelta(seconds=90 * i) for i in range(6)]),
+    "moments": pa.array([datetime.datetime(2026, 11, 1 + i, 3 * i, 7) for i in range(6)], pa.timestamp("us", "UTC")),
+    "midnights": pa.array([datetime.datetime(2026, 11, 1 + i) for i in range(6)]),
+    "days": pa.array([datetime.date(2026, 11, 1 + i) for i in range(6)]),
+    "bytes": pa.array([b"\xc3\xa9%d" % i for i in range(6)]),
+    "maps": pa.array([[("p", 0.5), (f"{i}", 1.0)] for i in range(6)], pa.map_(pa.string(), pa.float64())),
+    "lists of decimals": pa.array([[decimal.Decimal(i) / 100] for i in range(6)], pa.list_(pa.decimal128(8, 2))),
+}
+
+
+def logged_with_column(values: pa.Array, tmp_path: Path, client: Any) -> tuple[Any, Any, pa.Table]:
+    """A model of a column, as MLflow loads it, the same as dfm does, and the rows that it was trained on."""
+    import mlflow
+
+    chosen = np.random.default_rng(1).integers(0, len(values), 600)
+    table = pa.table({"label": (chosen % 2).astype(np.int64), "x": values.take(pa.array(chosen))})
+    pq.write_table(table, tmp_path / "log.parquet")
+    role = "lists" if pa.types.is_nested(values.type) else "categorical"
+    job = job_tables(tmp_path / "log.parquet", tmp_path)
+    data, schema = {"train": str(tmp_path / "log.parquet")}, {"label": "label", role: ["x"]}
+    result = jobs.train({**job, "data": data, "schema": schema}, client)
+    return mlflow.pyfunc.load_model(f"runs:/{dfm.mlflow.log_run(result)}/model"), result.model, table
+
+
+@pytest.mark.parametrize("values", WITHOUT_JSON.values(), ids=WITHOUT_JSON)
+def test_the_example_holds_values_that_json_has_and_scores_as_the_rows_that_it_was(
+    values: pa.Array, tracking: str, client: Any, tmp_path: Path
+) -> None:
+    model, own, table = logged_with_column(values, tmp_path, client)
+    golden = next((tmp_path / "out" / "model").glob("golden*"))
+    expected = pq.ParquetFile(golden).read()["dfm_prediction"].to_numpy()[:5]
+    assert len(set(expected.tolist())) > 2
+    np.testing.assert_allclose(model.predict(model.input_example), expected, rtol=1e-5)
+    sent = json.loads(json.dumps(model.input_example.to_dict("records")))
+    np.testing.assert_allclose(own.predict(sent), expected, rtol=1e-5)
+    np.testing.assert_array_equal(model.predict(table.drop(["label"]).to_pandas()), own.predict(table))
+
+
+def test_a_model_whose_rows_json_cannot_hold_is_logged_without_an_example(
+    tracking: str, client: Any, tmp_path: Path
+) -> None:
+    model, own, table = logged_with_column(pa.array([b"\xff1", b"\xff2", b"\xff3"]), tmp_path, client)
+    assert model.input_example is None
+    np.testing.assert_array_equal(model.predict(table.drop(["label"]).to_pandas()), own.predict(table))
 
 
 def test_the_model_needs_no_cluster_and_no_pickle(tracking: str, result: Any, tmp_path: Path) -> None:

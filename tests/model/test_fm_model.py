@@ -22,6 +22,7 @@ import pytest
 from dfm.data.arrow_types import flat
 from dfm.data.schema import Schema, resolve
 from dfm.errors import DataError, ModelError, SettingsError
+from dfm.model import golden
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import FORMAT
 from dfm.storage import files
@@ -469,6 +470,24 @@ def test_golden_rows_may_hold_structs_as_other_rows_do(tmp_path: Path) -> None:
     model.check_golden(rows)
     model.save(str(tmp_path), golden=rows)
     assert FMModel.load(str(tmp_path)).predict(rows).tolist() == model.predict(rows).tolist()
+
+
+@pytest.mark.parametrize("missing", ["-1", "0.5", "3"])
+def test_golden_rows_may_hold_numbers_whose_text_means_a_missing_value(missing: str, tmp_path: Path) -> None:
+    rows = pa.table({"visits": [-1, 3, -1, 3], "zone": [3, -1, 3, 4], "price": [0.5, 1.5, -1.0, 3.0]})
+    settings = Schema(numeric=("visits", "price"), categorical=("zone",), missing=(missing,))
+    model = model_of_schema(resolve(settings, [*rows.column_names, "label"]), rows)
+    model.save(str(tmp_path), golden=rows)
+    assert FMModel.load(str(tmp_path)).predict(rows).tolist() == model.predict(rows).tolist()
+
+
+def test_rows_that_no_load_would_take_do_not_become_golden(
+    model: FMModel, rows: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(golden, "texts_of_numbers", lambda column: pa.nulls(len(column), pa.string()))
+    with pytest.raises(ModelError, match=r"scores these golden rows differently \(by up to 0\.\d+\) .*; save it with"):
+        model.save(str(tmp_path / "model"), golden=rows)
+    assert not (tmp_path / "model").exists()
 
 
 def test_golden_rows_that_are_no_table_are_refused_before_anything_is_written(

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from dfm.errors import DataError
 from dfm.estimators import FMClassifier
 from dfm.model import FMModel
 from dfm.workflow import registry
@@ -199,6 +200,102 @@ def test_bad_rows_are_refused_with_the_row_and_the_column(engine: str, tmp_path:
         assert client.post("/predict", content=b"{", headers={"content-type": "application/json"}).status_code == 422
         assert client.post("/predict", json={}).json()["detail"][0]["loc"] == ["body", "rows"]
         assert client.post("/predict", json={"rows": good}).status_code == 200, "what came before harms nobody"
+
+
+class Fussy:
+    """A model that refuses rows with a value "bad", and rows of two kinds beside each other."""
+
+    predictions = 0
+
+    def predict(self, rows: list[dict[str, Any]]) -> None:
+        self.predictions += 1
+        kinds = {row["x"] for row in rows}
+        if "bad" in kinds or {"a", "b"} <= kinds:
+            raise DataError("row 0: column 'x': refused")
+
+
+def faults_in(values: list[str]) -> tuple[list[list[Any]], int]:
+    """Places of the faults of rows, and how many predictions it took to find them."""
+    model = Fussy()
+    served = engines.Served(None, model, "", 0, "dfm", "")
+    found = service.faults(served, [{"x": value} for value in values], "rows", DataError("refused"))
+    return [fault["loc"] for fault in found], model.predictions
+
+
+@pytest.mark.parametrize("place", [0, 4_321, 9_999])
+def test_a_bad_row_among_many_is_found_in_few_predictions(place: int) -> None:
+    values = ["good"] * 10_000
+    values[place] = "bad"
+    assert faults_in(values)[0] == [["body", "rows", place, "x"]]
+    assert faults_in(values)[1] < 40
+
+
+def test_rows_that_are_bad_only_together_are_not_looked_at_one_by_one() -> None:
+    assert faults_in(["a", "b"] * 5_000) == ([["body", "rows"]], service.MOST_TRIES)
+    assert len(faults_in(["bad", "good", "a"] * 3_000)[0]) == service.MOST_FAULTS
+
+
+def test_health_answers_while_every_thread_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enough, started = threading.Event(), []
+
+    def slow(rows: list[Any]) -> Any:
+        started.append(len(rows))
+        if len(rows) > 100:
+            enough.wait(60)
+        return np.zeros(len(rows), np.float32)
+
+    monkeypatch.setitem(engines.ENGINES, "slow", lambda model: slow)
+    monkeypatch.setattr(engines, "_warm_up", lambda served: None)
+    with serving(published(tmp_path), "slow") as (client, port):
+        body = json.dumps({"rows": [{}] * (service.FEW_ROWS + 1)})
+        url, headers = f"http://127.0.0.1:{port}/predict", {"content-type": "application/json"}
+        clients = [
+            threading.Thread(
+                target=httpx.post, args=(url,), kwargs={"content": body, "headers": headers, "timeout": 60}
+            )
+            for _ in range(45)
+        ]
+        try:
+            for thread in clients:
+                thread.start()
+            until(lambda: started)
+            time.sleep(0.5)
+            assert len(started) <= service.CPU_COUNT, "more would only share the processors"
+            for path in ("/health", "/metrics", "/v1/models/clicks"):
+                assert client.get(path, timeout=10).status_code == 200
+        finally:
+            enough.set()
+            for thread in clients:
+                thread.join()
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"rows": NaN}', 422),
+        (b'{"rows": [NaN, {}]}', 422),
+        (b'{"rows": ["\\ud800"]}', 422),
+        (b'{"rows": [{"\\ud800": 1}]}', 422),
+        (b'{"rows": [{"C1": "\xff"}]}', 400),
+        (b'{"rows": [{"broken": 1}]}', 500),
+    ],
+)
+def test_a_request_that_nobody_can_score_is_answered_and_counted_as_it_is_answered(
+    body: bytes, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(rows: list[Any]) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setitem(engines.ENGINES, "broken", lambda model: broken)
+    monkeypatch.setattr(engines, "_warm_up", lambda served: None)
+    with serving(published(tmp_path), "broken" if code == 500 else "dfm") as (client, _):
+        answer = client.post("/predict", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == code, answer.text
+        assert answer.json()["detail"]
+        assert f'requests_total{{code="{code}"}} 1' in client.get("/metrics").text
+        assert client.get("/predict").status_code == 405
+        assert client.get("/nowhere").status_code == 404
+        assert client.get("/metrics").text.count("requests_total{") == 1, "these ask for no prediction"
 
 
 def test_too_many_rows_are_told_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

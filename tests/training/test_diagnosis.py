@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfm.data.hashing import token_index
+from dfm.data.hashing import MISSING, token_index
 from dfm.data.schema import resolve
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import FeatureCounts, build_vocabulary
 from dfm.model.objective import LossInfo, Objective
 from dfm.settings.tables import Schema
@@ -47,33 +48,61 @@ def kinds(findings: list[Any]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("min_count", [1, 4])
 def test_fields_are_counted_apart_from_what_was_too_rare(min_count: int) -> None:
-    tokens = [("user", f"u{n}", 1) for n in range(30)] + [("user", "often", 9), ("site", "a", 70), ("site", "b", 8)]
-    ids = np.array([token_index(column, value.encode(), 20) for column, value, _ in tokens], np.uint32)
+    tokens = [("user", b"u%d" % n, 1) for n in range(30)] + [
+        ("user", b"often", 9),
+        ("site", b"a", 70),
+        ("site", MISSING, 8),
+    ]
+    ids = np.array([token_index(column, value, 20) for column, value, _ in tokens], np.uint32)
     counts = np.array([count for *_, count in tokens], np.int64)
     fields = np.array([["user", "site"].index(column) for column, *_ in tokens], np.uint16)
     order = np.argsort(ids)
     seen = FeatureCounts(ids[order], counts[order], fields[order])
-    found = count_fields(build_vocabulary(seen, ["user", "site"], 20, min_count, 1))
+    found = count_fields(build_vocabulary(seen, ["user", "site"], 20, min_count, 1), ["user", "site"])
     expected = FieldCounts(31, 39, 0, 30) if min_count == 1 else FieldCounts(1, 39, 30, 0)
-    assert found == [expected, FieldCounts(2, 78, 0, 0)]
+    assert found == [expected, FieldCounts(2, 78, 0, 0, 8)]
 
 
 def test_columns_that_say_nothing_are_named() -> None:
-    assert column_findings(SCHEMA, [USUAL, USUAL, FieldCounts(1, 10_000, 0, 0)], 4, 0.0) == []
+    assert column_findings(SCHEMA, {}, [USUAL, USUAL, FieldCounts(1, 10_000, 0, 0)], 4, 0.0) == []
     one, never = FieldCounts(1, 10_000, 0, 0), FieldCounts(2, 10_000, 9_950, 0)
-    assert kinds(column_findings(SCHEMA, [never, one, one], 4, 0.0)) == [
+    assert kinds(column_findings(SCHEMA, {}, [never, one, one], 4, 0.0)) == [
         ("never-seen-twice", "user"),
         ("one-value", "site"),
     ]
     alone = FieldCounts(9_990, 10_000, 0, 9_985)
-    assert kinds(column_findings(SCHEMA, [alone, USUAL, one], 1, 0.0)) == [("never-seen-twice", "user")]
+    assert kinds(column_findings(SCHEMA, {}, [alone, USUAL, one], 1, 0.0)) == [("never-seen-twice", "user")]
     collided = FieldCounts(894, 42_807, 40_323, 0)  # 42,000 ids of rows, some share an index with another, or a site
-    assert kinds(column_findings(SCHEMA, [collided, USUAL, USUAL], 2, 0.042)) == [("never-seen-twice", "user")]
-    assert column_findings(SCHEMA, [collided, USUAL, USUAL], 2, 0.0) == []
-    assert column_findings(SCHEMA, [FieldCounts(400, 10_000, 7_800, 0), USUAL, USUAL], 2, 0.4) == []
-    found = column_findings(BUCKETS, [USUAL, one], 4, 0.0)
+    assert kinds(column_findings(SCHEMA, {}, [collided, USUAL, USUAL], 2, 0.042)) == [("never-seen-twice", "user")]
+    assert column_findings(SCHEMA, {}, [collided, USUAL, USUAL], 2, 0.0) == []
+    assert column_findings(SCHEMA, {}, [FieldCounts(400, 10_000, 7_800, 0), USUAL, USUAL], 2, 0.4) == []
+    found = column_findings(BUCKETS, {}, [USUAL, one], 4, 0.0)
     assert kinds(found) == [("one-bucket", "x")]
     assert "schema.transforms.x" in found[0].knobs
+
+
+@pytest.mark.parametrize(
+    ("transform", "known", "missing", "expected", "remedy"),
+    [
+        ("standardize", NumberStatistics((), 0.1, 0.0), 0, "one-value", "; leave it out"),
+        ("standardize", NumberStatistics((), 0.1, 2.0), 0, "", ""),
+        ("raw", None, 0, "", ""),
+        ("quantile", NumberStatistics((3.3,), 3.3, 0.0), 0, "one-value", "; leave it out"),
+        ("quantile", NumberStatistics((0.0,), 0.01, 0.2), 0, "one-bucket", "; choose log2-bucket for it"),
+        ("auto", NumberStatistics((0.0,), 0.01, 0.2), 0, "one-bucket", "; choose log2-bucket for it"),
+        ("auto", None, 0, "one-bucket", "; choose quantile for it"),
+        ("log2-bucket", None, 0, "one-bucket", "; choose quantile for it"),
+        *((transform, None, 10_000, "no-value", "; leave it out") for transform in ("auto", "quantile", "raw")),
+    ],
+)  # fmt: skip
+def test_a_number_that_says_nothing_has_the_remedy_that_helps(
+    transform: str, known: NumberStatistics | None, missing: int, expected: str, remedy: str
+) -> None:
+    schema = resolve(Schema(categorical=("user",), numeric=("x",), numeric_transform=transform), ["label", "user", "x"])
+    statistics = {} if known is None else {"x": known}
+    found = column_findings(schema, statistics, [USUAL, FieldCounts(1, 10_000, 0, 0, missing)], 4, 0.0)
+    assert kinds(found) == ([(expected, "x")] if expected else [])
+    assert all(remedy in finding.message for finding in found)
 
 
 def test_a_full_table_is_told_from_a_tenth_of_collisions_on() -> None:

@@ -35,12 +35,16 @@ _VALUE = re.compile(
     r"In CSV column #(\d+): .*?(?:conversion error to [^:]+|invalid UTF8 data)(?:: invalid value '(.*)')?", re.DOTALL
 )
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_FOREIGN = re.compile("[\udc80-\udcff]")
+"""A byte that is no UTF-8, as Python decodes it (surrogateescape)."""
+_LAST_ASCII = 127
 _HEXADECIMAL, _LONG = r"^\s*[-+]?0[xX]", r"^\s*[-+]?\d{16,}\s*$"
 _PADDED = r"^\s*[-+]?0\d+\s*$"
 _EXACT = 2**53
 """The largest number below which float64 has every integer."""
 _MOST_SHOWN = 80
 _ONE_LINE = "a value may not hold the end of a line: write a blank for it"
+_AS_UTF8 = "where the file is from Windows, write it as UTF-8: iconv -f CP1252 -t UTF-8 FILE > utf8.csv"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,43 @@ class TableReader:
     def parse(self, block: NDArray[np.uint8]) -> Parsed:
         """The rows of a block."""
         starts = line_starts(block)
+        foreign = self._foreign(block, starts)
+        if not foreign:
+            return self._parse(block, starts)
+        is_kept = np.ones(len(starts) - 1, np.bool_)
+        is_kept[[fault.line for fault in foreign]] = False
+        block = block[np.repeat(is_kept, np.diff(starts))]
+        rest, kept = self._parse(block, line_starts(block)), np.flatnonzero(is_kept)
+        faults = [*foreign, *(dataclasses.replace(fault, line=int(kept[fault.line])) for fault in rest.faults)]
+        faults.sort(key=lambda fault: fault.line)
+        return dataclasses.replace(rest, n_lines=len(is_kept), faults=faults)
+
+    def _foreign(self, block: NDArray[np.uint8], starts: NDArray[np.int64]) -> list[Fault]:
+        """The lines that are no UTF-8. A file in another encoding has many: halving a block until Arrow refuses each of
+        them alone would take minutes.
+        """
+        if _is_utf8(block):
+            return []
+        texts = {
+            line: block[starts[line] : starts[line + 1]]
+            for line in np.flatnonzero(np.maximum.reduceat(block, starts[:-1]) > _LAST_ASCII).tolist()
+        }
+        raws = {line: text.tobytes() for line, text in texts.items() if not _is_utf8(text)}
+        return [Fault(line, self._why_foreign(raw), shown([raw.strip()]), _AS_UTF8) for line, raw in raws.items()]
+
+    def _why_foreign(self, raw: bytes) -> str:
+        """Why a line that is no UTF-8 is no row: the first such column, or that it has not as many as the others."""
+        try:
+            values = values_of(raw.rstrip(b"\r\n").decode(errors="surrogateescape"), self.delimiter, self.quote)
+        except DataError:
+            return "it is no UTF-8 text"
+        if len(values) != len(self.names):
+            return f"{len(values)} columns instead of {len(self.names)}"
+        column = next(name for name, value in zip(self.names, values, strict=True) if _FOREIGN.search(value))
+        return f"column {column!r} is no UTF-8 text"
+
+    def _parse(self, block: NDArray[np.uint8], starts: NDArray[np.int64]) -> Parsed:
+        """The rows of a block of UTF-8."""
         lines = np.flatnonzero(~_are_blank(block, starts))
         batches, faults = [], []
         for part in self._judged(block, starts, lines):
@@ -136,13 +177,19 @@ class TableReader:
         if found := _VALUE.search(message):
             column = int(found[1])
             name, kind, text = self.names[column], self.types[column], (found[2] or "")[:_MOST_SHOWN]
-            if kind == pa.string():
-                return Fault(0, f"column {name!r} is no UTF-8 text", text)
             as_text = f"where the column is text, say so: --type {shlex.quote(name + '=text')}"
             if kind == pa.int64() and _is_number(text) and not text.strip().isdecimal():
                 as_text = f"where it is a number, say so: --type {shlex.quote(name + '=number')}"
             return Fault(0, f"column {name!r} is no {kind}", text, as_text)
         return Fault(0, message.splitlines()[0], "")
+
+
+def _is_utf8(block: NDArray[np.uint8]) -> bool:
+    try:
+        block.tobytes().decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _are_blank(block: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -313,9 +360,11 @@ def _looks(
 
 
 def _look(kind: pa.DataType, column: pa.ChunkedArray) -> _Looks:
-    """The type of a column, given the texts of its numbers."""
+    """The type of a column, given the texts of its numbers. Arrow takes text that is no UTF-8 for bytes, as which no
+    model that learns from them knows the text: as text its lines are bad ones, as they are behind the sample.
+    """
     if kind not in (pa.int64(), pa.float64()):
-        return _Looks(kind)
+        return _Looks(pa.string() if pa.types.is_binary(kind) else kind)
     if _any(column, _HEXADECIMAL):
         return _Looks(pa.string())
     is_wide = any(abs(int(text)) > _EXACT for text in column.filter(_matches(column, _LONG)).to_pylist())

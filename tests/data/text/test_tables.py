@@ -47,16 +47,31 @@ def test_each_line_is_judged_as_if_it_stood_alone(rows: list[tuple[str, str, str
         ("1,y,a", "column 'x' is no double", "y"),
         ("1,2", "2 columns instead of 3", "1,2"),
         ('1,2,"a', "quotes", '1,2,"a'),
-        (b"1,2,\xff", "column 's' is no UTF-8 text", ""),
+        (b"1,2,\xff", "column 's' is no UTF-8 text", "1,2,"),
+        (b"\xff,2,a\xff", "column 'i' is no UTF-8 text", ""),
+        (b'1,2,"a,\xff"', "column 's' is no UTF-8 text", ""),
+        (b"1,\xff", "2 columns instead of 3", "1,"),
+        (b"1,2,\xff\rb", "it is no UTF-8 text", "1,2,"),
     ],
 )
 def test_a_line_that_is_no_row_says_why(line: str | bytes, reason: str, text: str) -> None:
     raw = line.encode() if isinstance(line, str) else line
     found = READER.parse(block(b"1,2,a\n" + raw + b"\n\r\n3,4,b\r\n"))
     assert [fault.line for fault in found.faults] == [1]
+    assert ("iconv" in found.faults[0].remedy) == (not raw.isascii())
     assert reason in found.faults[0].reason
     assert text in found.faults[0].text
     assert (found.n_lines, found.n_blank, found.batch["i"].to_pylist()) == (4, 1, [1, 3])
+
+
+def test_lines_in_another_encoding_and_bad_ones_among_them_are_told_in_order() -> None:
+    lines = [b"1,2,a", b"1,2,\xff", b"x,2,a", b"", b"1,2,\xc3\xa4", b"1,2,\xe4", b"3,4,b"] * 3
+    found = READER.parse(block(b"\n".join(lines) + b"\n"))
+    assert [fault.line for fault in found.faults] == [start + bad for start in (0, 7, 14) for bad in (1, 2, 5)]
+    assert ["iconv" in fault.remedy for fault in found.faults] == [True, False, True] * 3
+    assert (found.n_lines, found.n_blank, found.batch["s"].to_pylist()) == (21, 3, ["a", "ä", "b"] * 3)
+    alone = READER.parse(block(b"1,2,\xe4\n1,2,\xff\n"))
+    assert (len(alone.faults), alone.n_lines, alone.batch.num_rows) == (2, 2, 0)
 
 
 def converted(tmp_path: Path, text: str, **options: object) -> pa.Table:
@@ -77,6 +92,16 @@ def test_types_suit_all_samples_and_can_be_said(tmp_path: Path) -> None:
         converted(tmp_path, text, types={"y": "text"})
     with pytest.raises(DataError, match="names the column 'a' twice"):
         converted(tmp_path, "a,a\n1,2\n")
+
+
+def test_text_that_is_no_utf8_is_told_by_its_line_and_column_and_written_by_no_other_name(tmp_path: Path) -> None:
+    raw = "label,city\n1,Bern\n0,Zürich\n".encode("latin-1") + b"0,Genf\n" * 99
+    (tmp_path / "log.csv").write_bytes(raw)
+    to = str(tmp_path / "shards")
+    with pytest.raises(DataError, match=r"line 3: column 'city' is no UTF-8 text .* iconv -f CP1252 -t UTF-8 FILE"):
+        convert(str(tmp_path / "log.csv"), to)
+    assert convert(str(tmp_path / "log.csv"), to, on_bad_rows="skip", overwrite=True).account.rejected == 1
+    assert pq.read_schema(tmp_path / "shards" / "part-00000-00000.parquet").field("city").type == pa.string()
 
 
 def test_other_delimiters_and_files_without_header(tmp_path: Path) -> None:
