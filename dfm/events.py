@@ -517,7 +517,12 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("seconds", "number", "of training, averaging included", "s"),
             Field("training_seconds", "number", "in the kernel of the busiest worker", "s"),
             Field("averaging_seconds", "number", "the others", "s"),
-            Field("bytes_per_round", "integer", "parameters pulled and pushed by all replicas", "bytes"),
+            Field(
+                "bytes_per_round",
+                "integer",
+                "parameters pulled and pushed by all replicas (pulled alone where one process averages)",
+                "bytes",
+            ),
             Field("validation_seconds", "number", "of validation in which no rows were trained, not in `seconds`", "s"),
             *METRICS,
         ),

@@ -13,7 +13,6 @@ bytes whoever adds what and when.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.averaging.contributions import Contribution, combine_all
+from dfm.averaging.plain import TINY, contribute_plain, finish_plain
 from dfm.averaging.rules import MergeRule
 from dfm.averaging.slices import Slices, Touched
 from dfm.compilation import compiled, part
@@ -52,6 +52,12 @@ class Columns(NamedTuple):
     vector_states: int
     """State per lane; 0 where the whole vector has one accumulator, in its feature's number record, or none."""
     n_vector: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether records and summands are as in `plain`."""
+        numbers = self.primary, self.n_states, self.n_number
+        return numbers == (0, 1, 2) and self.n_vector == 2 * self.lanes
 
 
 class Shares(NamedTuple):
@@ -126,10 +132,14 @@ def contribute(rule: MergeRule, touched: Touched, before: ParameterTable, after:
         columns = columns_of(rule, layout, block)
         tables = read_only(before[block.name]), read_only(after[block.name])
         out = summands[block.name] = np.empty((len(tables[0]), summand_width(columns, block)), np.float32)
-        if not block.is_vector:
+        if not len(out):
+            continue
+        if columns.is_plain:
+            contribute_plain(block.lanes)(*tables, shares, out)
+        elif not block.is_vector:
             occurrences = touched.occurrences() if columns.occurrences >= 0 else np.zeros(0, np.int64)
-            _contribute_numbers(_is_plain(tables[0], out))(tables, read_only(occurrences), columns, shares, out)
-        elif len(out):
+            _contribute_numbers(tables, read_only(occurrences), columns, shares, out)
+        else:
             carrier = layout.carrier.name
             _contribute_vectors(read_only(before[carrier]), tables, summands[carrier], columns, shares, out)
     rows = touched.total_weight
@@ -147,41 +157,28 @@ def growth(columns: Columns, before: Floats, after: Floats) -> NDArray[np.float6
     return grown.reshape(-1, before.shape[-1])[:, wanted]
 
 
-def _is_plain(records: Floats, summands: NDArray[Any]) -> bool:
-    """Whether numbers are a weight and its sum of squares, and their summands no more: the most common records."""
-    return summands.shape[1] == 2 and records.shape[1] == 2
-
-
-@functools.cache
-def _contribute_numbers(plain: bool) -> Any:
-    """contribute(tables, occurrences, columns, shares, out): writes float32[m, n_number].
-
-    tables: before and after, float32[m, width]. plain: of `_is_plain`, the same arithmetic without what others need.
-    """
-
-    @compiled(error_model="numpy")
-    def contribute(tables, occurrences, columns, shares, out):  # type: ignore[no-untyped-def]
-        before, after = tables
-        primary, state_at, n_states = (0, 1, 1) if plain else (columns.primary, columns.state, columns.n_states)
-        for row in range(out.shape[0]):
-            share = shares.base
-            if n_states:
-                start = before[row, state_at]
-                share += shares.history * start + shares.growth * (after[row, state_at] - start)
-            if not plain and columns.occurrences >= 0:
-                count = np.float32(occurrences[row])
-                out[row, columns.occurrences] = count
-                share *= count
-            out[row, 0] = share * (after[row, primary] - before[row, primary])
-            for state in range(n_states):
-                grown = after[row, state_at + state] - before[row, state_at + state]
-                out[row, 1 + state] = grown
-                if not plain and columns.squares >= 0:
-                    out[row, columns.squares + state] = grown * grown
-            if not plain and columns.touches >= 0:
-                out[row, columns.touches] = np.float32(1)
-
-    return contribute
+@compiled(error_model="numpy")
+def _contribute_numbers(tables, occurrences, columns, shares, out):  # type: ignore[no-untyped-def]
+    """Writes `out` float32[m, n_number] from tables before and after, float32[m, width]."""
+    before, after = tables
+    primary, state_at, n_states = columns.primary, columns.state, columns.n_states
+    for row in range(out.shape[0]):
+        share = shares.base
+        if n_states:
+            start = before[row, state_at]
+            share += shares.history * start + shares.growth * (after[row, state_at] - start)
+        if columns.occurrences >= 0:
+            count = np.float32(occurrences[row])
+            out[row, columns.occurrences] = count
+            share *= count
+        out[row, 0] = share * (after[row, primary] - before[row, primary])
+        for state in range(n_states):
+            grown = after[row, state_at + state] - before[row, state_at + state]
+            out[row, 1 + state] = grown
+            if columns.squares >= 0:
+                out[row, columns.squares + state] = grown * grown
+        if columns.touches >= 0:
+            out[row, columns.touches] = np.float32(1)
 
 
 @compiled(error_model="numpy")
@@ -191,7 +188,7 @@ def _contribute_vectors(records, tables, summands, columns, shares, out):  # typ
     records: of the same features' numbers, before; summands: of these.
     """
     before, after = tables
-    lanes = np.uint64(columns.lanes)  # without a sign, as in `_finish_plain_lanes`
+    lanes = np.uint64(columns.lanes)  # without a sign: the loops are made of vector instructions then
     has_own, has_row = columns.vector_states > 0, columns.n_states > 1
     for row in range(out.shape[0]):
         share = shares.base
@@ -282,16 +279,17 @@ def finalise(
     # Vectors first: what there is once of a vector stands in its feature's record, and its old value is needed.
     for each in reversed(layout.touched):
         summands, records = read_only(contribution.touched[each.name]), merged[each.name]
+        if not len(summands):
+            continue
         numbers = finish_of(rule, layout, each, n_replicas)
-        if each.is_vector:
+        if numbers.columns.is_plain and not rule.outer_momentum:
+            finish_plain(each.lanes)(features, start, summands, numbers, records)
+        elif each.is_vector:
             carrier = layout.carrier.name
             both = read_only(contribution.touched[carrier]), summands
-            has_squares = numbers.columns.squares >= 0
-            is_plain = numbers.columns.vector_states == 1 and not has_squares and not rule.outer_momentum
-            _finish_vectors(is_plain)(features, start, both, numbers, (merged[carrier], records), drift[each.name])
-            continue
-        is_plain = _is_plain(records, summands) and not rule.outer_momentum
-        _finish_numbers(is_plain)(features, start, summands, numbers, records, drift[each.name])
+            _finish_vectors(features, start, both, numbers, (merged[carrier], records), drift[each.name])
+        else:
+            _finish_numbers(features, start, summands, numbers, records, drift[each.name])
         if each.is_linear:
             refresh_rows(layout, step, features, start, records)
     for each in layout.shared:
@@ -332,9 +330,6 @@ def finish_shared(
         refresh_bias(layout, step, records)
 
 
-_TINY = np.float32(np.finfo(np.float32).tiny)
-
-
 @part
 def _outer_move(move, outer, drift, row, column):  # type: ignore[no-untyped-def]
     """Nesterov's step from the mean move of a coordinate; updates its momentum in `drift`, in place."""
@@ -351,50 +346,25 @@ def _quotient(divisors, summands, position):  # type: ignore[no-untyped-def]
     return summands[position, divisors.counts] if divisors.counts >= 0 else divisors.fixed
 
 
-@functools.cache
-def _finish_numbers(plain: bool) -> Any:
-    """finish(features, start, summands, numbers, records, drift): moves the touched rows of `records` and `drift`.
-
-    In place. A divisor of 0 has a numerator of 0. plain: of `_is_plain` and without momentum, the same arithmetic
-    without what others need.
-    """
-
-    @compiled(error_model="numpy")
-    def finish(features, start, summands, numbers, records, drift):  # type: ignore[no-untyped-def]
-        columns, weights, accumulators, outer = numbers
-        primary, state_at, n_states = (0, 1, 1) if plain else (columns.primary, columns.state, columns.n_states)
-        for position in range(features.size):
-            row = np.intp(features[position]) - start
-            divisor = weights.fixed if plain else _quotient(weights, summands, position)
-            if n_states:
-                divisor += weights.history * records[row, state_at] + weights.growth * summands[position, 1]
-            move = summands[position, 0] / max(divisor, _TINY)
-            records[row, primary] += outer.rate * move if plain else _outer_move(move, outer, drift, row, 0)
-            per_row = accumulators.fixed if plain else _quotient(accumulators, summands, position)
-            for state in range(n_states):
-                old, grown = records[row, state_at + state], summands[position, 1 + state]
-                divisor = per_row + accumulators.history * old + accumulators.growth * grown
-                if not plain and columns.squares >= 0:
-                    grown = grown * old + summands[position, columns.squares + state]
-                records[row, state_at + state] = old + grown / max(divisor, _TINY)
-
-    return finish
-
-
-@part(error_model="numpy")
-def _finish_plain_lanes(vectors, summands, quotients, numbers, row, position):  # type: ignore[no-untyped-def]
-    """Moves a vector of which each lane has one sum of squares, by a rule without momentum: nearly all have none.
-
-    Lanes are counted without a sign: the loop is made of vector instructions then, and four times as fast.
-    """
+@compiled(error_model="numpy")
+def _finish_numbers(features, start, summands, numbers, records, drift):  # type: ignore[no-untyped-def]
+    """Moves the touched rows of `records` and `drift`, in place. A divisor of 0 has a numerator of 0."""
     columns, weights, accumulators, outer = numbers
-    lanes, (shared, per_row) = np.uint64(columns.lanes), quotients
-    for lane in range(lanes):
-        old, growth = vectors[row, lanes + lane], summands[position, lanes + lane]
-        divisor = shared + weights.history * old + weights.growth * growth
-        vectors[row, lane] += outer.rate * (summands[position, lane] / max(divisor, _TINY))
-        divisor = per_row + accumulators.history * old + accumulators.growth * growth
-        vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
+    primary, state_at, n_states = columns.primary, columns.state, columns.n_states
+    for position in range(features.size):
+        row = np.intp(features[position]) - start
+        divisor = _quotient(weights, summands, position)
+        if n_states:
+            divisor += weights.history * records[row, state_at] + weights.growth * summands[position, 1]
+        move = summands[position, 0] / max(divisor, TINY)
+        records[row, primary] += _outer_move(move, outer, drift, row, 0)
+        per_row = _quotient(accumulators, summands, position)
+        for state in range(n_states):
+            old, grown = records[row, state_at + state], summands[position, 1 + state]
+            divisor = per_row + accumulators.history * old + accumulators.growth * grown
+            if columns.squares >= 0:
+                grown = grown * old + summands[position, columns.squares + state]
+            records[row, state_at + state] = old + grown / max(divisor, TINY)
 
 
 @part(error_model="numpy")
@@ -403,46 +373,34 @@ def _finish_lanes(vectors, summands, quotients, numbers, drift, row, position): 
     columns, weights, accumulators, outer = numbers
     lanes, (shared, per_row) = columns.lanes, quotients
     if columns.vector_states == 0:
-        shared = max(shared, _TINY)
+        shared = max(shared, TINY)
         for lane in range(lanes):
             vectors[row, lane] += _outer_move(summands[position, lane] / shared, outer, drift, row, lane)
         return
     for lane in range(lanes):
         old, growth = vectors[row, lanes + lane], summands[position, lanes + lane]
         divisor = shared + weights.history * old + weights.growth * growth
-        vectors[row, lane] += _outer_move(summands[position, lane] / max(divisor, _TINY), outer, drift, row, lane)
+        vectors[row, lane] += _outer_move(summands[position, lane] / max(divisor, TINY), outer, drift, row, lane)
         divisor = per_row + accumulators.history * old + accumulators.growth * growth
         if columns.squares >= 0:
             growth = growth * old + summands[position, 2 * lanes + lane]
-        vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
+        vectors[row, lanes + lane] = old + growth / max(divisor, TINY)
     for column in range(2 * lanes, (1 + columns.vector_states) * lanes):  # of several sums, which have no squares
-        vectors[row, column] += summands[position, column] / max(per_row, _TINY)
+        vectors[row, column] += summands[position, column] / max(per_row, TINY)
 
 
-@functools.cache
-def _finish_vectors(plain: bool) -> Any:
-    """finish(features, start, summands, numbers, tables, drift): moves the touched rows of vectors and `drift`.
-
-    In place. tables: numbers (only read), vectors. plain: as of `_finish_plain_lanes`, the same arithmetic without what
-    others need.
-    """
-
-    @compiled(error_model="numpy")
-    def finish(features, start, summands, numbers, tables, drift):  # type: ignore[no-untyped-def]
-        columns, weights, accumulators, _ = numbers
-        of_numbers, of_vectors = summands
-        records, vectors = tables
-        for position in range(of_vectors.shape[0]):
-            row = np.intp(features[position]) - start
-            shared, per_row = _quotient(weights, of_numbers, position), _quotient(accumulators, of_numbers, position)
-            if columns.n_states > 1:
-                shared += weights.history * records[row, columns.state + 1] + weights.growth * of_numbers[position, 2]
-            if plain:
-                _finish_plain_lanes(vectors, of_vectors, (shared, per_row), numbers, row, position)
-            else:
-                _finish_lanes(vectors, of_vectors, (shared, per_row), numbers, drift, row, position)
-
-    return finish
+@compiled(error_model="numpy")
+def _finish_vectors(features, start, summands, numbers, tables, drift):  # type: ignore[no-untyped-def]
+    """Moves the touched rows of vectors and `drift`, in place. tables: numbers (only read), vectors."""
+    columns, weights, accumulators, _ = numbers
+    of_numbers, of_vectors = summands
+    records, vectors = tables
+    for position in range(of_vectors.shape[0]):
+        row = np.intp(features[position]) - start
+        shared, per_row = _quotient(weights, of_numbers, position), _quotient(accumulators, of_numbers, position)
+        if columns.n_states > 1:
+            shared += weights.history * records[row, columns.state + 1] + weights.growth * of_numbers[position, 2]
+        _finish_lanes(vectors, of_vectors, (shared, per_row), numbers, drift, row, position)
 
 
 # --- where it is done --------------------------------------------------------------------------------------

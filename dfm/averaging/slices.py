@@ -18,11 +18,15 @@ from dfm.data.partition import SparsePartition
 
 
 class Touched(Protocol):
-    """The facts that merging needs of a replica's rows. `features`: uint32[n] ascending rows of the table."""
+    """The facts that merging needs of a replica's rows."""
 
     @property
     def features(self) -> NDArray[np.uint32]:
         """Touched features, as ascending rows of the table: uint32[n]."""
+
+    @property
+    def n_factored(self) -> int:
+        """Features that own factors: the first ones."""
 
     @property
     def total_weight(self) -> float:

@@ -18,6 +18,7 @@ from dfm.distributed.preparation_events import vocabulary_event
 from dfm.distributed.prepare import Prepared, plain_reading, prepare
 from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.run import Event, OnEvent, Run
+from dfm.distributed.stretches import may_be_together
 from dfm.distributed.tuning import table_bytes
 from dfm.model.warm_start import Start
 from dfm.storage import files
@@ -113,7 +114,7 @@ def warm_up(run: Run, with_rows: bool = True) -> list[Future]:
     units = [unit for unit in tasks[0][:1] if with_rows and files.is_local(unit.shard.url)]
     reading = dataclasses.replace(plain_reading(run), on_bad_rows="skip")
     told = run.work, reading, units, plan.longest_round, job.model.n_models
-    wanted = rehearsal.Wanted(job.output.report, _may_have_few(run))
+    wanted = rehearsal.Wanted(job.output.report, _may_have_few(run), may_be_together(run))
     return [
         run.watch.submit(rehearsal.warm_up, *told, number if run.shares_disk else 0, wanted, near=address)
         for number, address in enumerate(run.watch.addresses())

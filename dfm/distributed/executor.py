@@ -98,7 +98,7 @@ class DaskExecutor:
     `bounds`. cuts_pushes: whether pushes are cut into blocks before they travel, or travel whole, which saves a task
     for each part. resources: what a training task takes of its worker (see `backends`). stretch: rounds that one task
     trains, where it is more than one, in threads of one worker, which then has the rows of all; of `home`, its number
-    among them.
+    among them. judges_at_home: it has the held-out rows, too, and judges them.
     """
 
     watch: Watch
@@ -110,20 +110,30 @@ class DaskExecutor:
     resources: Mapping[str, float] | None = None
     stretch: int = 1
     home: int = 0
+    judges_at_home: bool = False
+    judging_seconds: float = field(init=False, default=0.0)
     _flights: collections.deque[_Flight] = field(init=False, default_factory=collections.deque)
     _recent: collections.deque[list[Future]] = field(init=False, default_factory=lambda: collections.deque(maxlen=2))
     """Blocks of the last finished rounds. Held until copies of the next ones lie on all workers, they spare Dask to
     compute more than a round again when a worker is lost."""
-    _addresses: list[str] = field(init=False, default_factory=list)
+    _threads: Mapping[str, int] = field(init=False, default_factory=dict)
+    """Of each worker, by address."""
     _places: Workplaces = field(init=False, default=Workplaces(1, 1))
 
     def begin_epoch(self, work: Work) -> int:
         """See which workers there are; replicas that one of them trains at a time."""
-        threads = self.watch.threads()
-        self._addresses, self._places = list(threads), Workplaces(sum(threads.values()), len(threads))
+        self._see_workers()
         if self.stretch > 1:
             return min(self._places.n_threads, len(self.replicas))
         return max(1, work.chosen.n_walks(self._places) // len(self._addresses))
+
+    def _see_workers(self) -> None:
+        self._threads = self.watch.threads()
+        self._places = Workplaces(sum(self._threads.values()), len(self._threads))
+
+    @property
+    def _addresses(self) -> list[str]:
+        return list(self._threads)
 
     def submit(self, stretch: Sequence[Round]) -> None:
         """Submit some rounds; the blocks of the next ones depend on those of the last of them."""
@@ -131,11 +141,15 @@ class DaskExecutor:
             for work, slices in stretch:
                 self._submit_round(work, slices)
             return
-        near = self._addresses[self.home % len(self._addresses)]
         n_threads = self._places.n_threads
         (block,) = self.blocks
-        block = self.watch.submit(rounds.train_rounds, stretch, block, self.replicas, n_threads, near=near)
+        block = self.watch.submit(rounds.train_rounds, stretch, block, self.replicas, n_threads, near=self._home)
         self._take_off(len(stretch), [block])
+
+    @property
+    def _home(self) -> str:
+        """The worker that trains rounds together."""
+        return self._addresses[self.home % len(self._addresses)]
 
     def _submit_round(self, work: Work, slices: range) -> None:
         n_replicas = len(self.replicas)
@@ -180,6 +194,9 @@ class DaskExecutor:
         """Metrics on the held-out rows, of the blocks submitted last; empty where there are no such rows."""
         if not self.held_out:
             return {}
+        if self.judges_at_home and self.stretch > 1:
+            return self._evaluate_at_home(work, meanwhile)
+        self.judging_seconds = 0.0
         # Without a wish of where to: Dask goes where the rows lie.
         tallies = [
             self.watch.submit(rounds.evaluate_partitions, work, self.blocks, partitions) for partitions in self.held_out
@@ -188,6 +205,19 @@ class DaskExecutor:
         meanwhile()
         tally: Tally = self.watch.result(merged)
         return tally.metrics()
+
+    def _evaluate_at_home(self, work: Work, meanwhile: Callable[[], None]) -> Metrics:
+        """The same where rounds are trained together; the next ones wait for it, where that worker has one thread."""
+        if not self._threads:
+            self._see_workers()
+        what = work, self.blocks, self.held_out, self._places.n_threads
+        # Tasks that are submitted within a moment have one priority, and run in any order.
+        judged = self.watch.submit(rounds.evaluate_together, *what, near=self._home, priority=1)
+        meanwhile()
+        tally, seconds = self.watch.result(judged)
+        self.judging_seconds = seconds if self._threads[self._home] == 1 else 0.0
+        metrics: Metrics = tally.metrics()
+        return metrics
 
     @property
     def parameters(self) -> Parameters:

@@ -16,7 +16,7 @@ from dfm.distributed.exact import at_first_block, exact_loop
 from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Run
-from dfm.distributed.stretches import brought_together, rounds_together
+from dfm.distributed.stretches import brought_together, judged_together, rounds_together
 from dfm.distributed.tuning import tuned
 from dfm.errors import DataError, SettingsError
 from dfm.model.warm_start import Start
@@ -89,6 +89,7 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
     training, objective, unit = run.job.training, run.order.objective, prepared.reading.units.label
     bounds, cuts_pushes = start.cut_table(run, prepared.summary)
     stretch = 1 if training.validate == "average" else rounds_together(run, prepared, len(bounds) - 1)
+    judged = judged_together(run, prepared, run.number) if stretch > 1 else None
     found = tuned(run, prepared)
     return TrainingLoop(
         work=dataclasses.replace(
@@ -114,11 +115,12 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
         executor=DaskExecutor(
             run.watch,
             prepared.replicas if stretch == 1 else brought_together(run, prepared, run.number),
-            prepared.validation,
+            prepared.validation if judged is None else judged,
             bounds=bounds,
             cuts_pushes=cuts_pushes,
             resources=run.choice.resources,
             stretch=stretch,
+            judges_at_home=judged is not None,
             home=run.number,
         ),
         manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_finite, objective)),

@@ -88,6 +88,8 @@ class Prepared:
     origin: Prepared | None = None
     opened: dict[str, list[Future]] = field(default_factory=dict)
     """The partitions of all replicas on single workers, by address (`stretches.brought_together`)."""
+    judged: dict[str, list[Future]] = field(default_factory=dict)
+    """Likewise those of rows that validate (`stretches.judged_together`)."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held by who looks for these, or adds some: trainings begin side by side."""
 
@@ -273,7 +275,7 @@ def tasks_to_judge(run: Run) -> list[tuple[Sequence[Unit], tuple[int, int]]]:
     return [(units, (number, len(tasks))) for number, (units,) in enumerate(tasks)]
 
 
-def _places_to_judge(run: Run) -> list[tuple[int, int]]:
+def places_to_judge(run: Run) -> list[tuple[int, int]]:
     """The place of each partition of rows that validate: that of the first task that reads some of them."""
     places = [place for _, place in tasks_to_judge(run)]
     sizes = [len(tasks) for tasks in run.inputs.validation_tasks]
@@ -350,8 +352,8 @@ def _build_partitions(
     build = _united if run.work.spec.is_paired else _of_own_rows
     replicas = build(run, training, vocabulary, key)
     scored = [
-        watch.submit(*(build_partition, validation, tasks, 1, None, vocabulary, key), near=home_of(*place, addresses))
-        for tasks, place in zip(run.inputs.validation_tasks, _places_to_judge(run), strict=True)
+        judged_near(home_of(*place, addresses), run, validation, vocabulary, key, number)
+        for number, place in enumerate(places_to_judge(run))
     ]
     sizes = _rows_of_both(run, [plan.rows_of(r) for r in range(plan.n_replicas)])
     follow(watch, replicas + scored, sizes, "build", progress_of(run))
@@ -370,6 +372,12 @@ def replica_near(near: str, run: Run, reading: Reading, vocabulary: Future, key:
     plan = run.inputs.plan
     deal = plan.n_slices, (plan.seed, number)
     return run.watch.submit(build_partition, reading, plan.replicas[number], *deal, vocabulary, key, near=near)
+
+
+def judged_near(near: str, run: Run, reading: Reading, vocabulary: Future, key: str, number: int) -> Future:
+    """A list of partitions of rows that validate, of this number, on the worker of this address."""
+    tasks = run.inputs.validation_tasks[number]
+    return run.watch.submit(build_partition, reading, tasks, 1, None, vocabulary, key, near=near)
 
 
 def _united(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:

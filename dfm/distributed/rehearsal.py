@@ -45,10 +45,13 @@ _IDLE = 1.5
 
 @dataclass(frozen=True)
 class Wanted:
-    """Parts of a job that not every job has: a report on the model, hashing tasks of few rows."""
+    """Parts of a job that not every job has: a report on the model, hashing tasks of few rows, rounds that are trained
+    together.
+    """
 
     report: bool = True
     few_rows: bool = True
+    together: bool = False
 
 
 def warm_up(
@@ -71,14 +74,14 @@ def warm_up(
     if isinstance(work, ExactWork):
         steps = [lambda: exact.warm_up(work), rows.watch, rows.prepare]
     else:
-        walk, judge, average = rounds.calls_of_a_round(work, n_slices, n_models)
+        walk, judge, *average = rounds.calls_of_a_round(work, n_slices, n_models, wanted.together)
 
         def since() -> float:
             return time.perf_counter() - started
 
         score = [lambda: rows.score(work, since())] if wanted.report else []
         # Neighbours share kernels: who would have to wait for one that another compiles has something else to do.
-        steps = [walk, average, rows.watch, lambda: rows.keep(work, since()), *score, judge, rows.prepare]
+        steps = [walk, *average, rows.watch, lambda: rows.keep(work, since()), *score, judge, rows.prepare]
     for step in reversed(steps) if place % 2 else steps:
         step()
     return time.perf_counter() - started

@@ -28,6 +28,7 @@ def with_least(watch: Watch, prepared: Prepared, least: int | None) -> Prepared:
         vocabulary=vocabulary,
         origin=prepared,
         opened={},
+        judged={},
         lock=threading.Lock(),
         summary=summary,
         replicas=changed(prepared.replicas),

@@ -457,14 +457,20 @@ def local_shapes(part: ParameterTable, plan: PullPlan) -> dict[str, tuple[int, .
 
 
 def pull(
-    parts: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None = None
+    parts: Sequence[ParameterTable],
+    features: NDArray[np.uint32],
+    n_factored: int | None = None,
+    room: Mapping[str, Floats] | None = None,
 ) -> ParameterTable:
     """Local table of the touched features, uint32[n] ascending rows of the table that the parts make up in order.
 
-    The first `n_factored` of the features own factors; None counts them from the parts.
+    The first `n_factored` of the features own factors; None counts them from the parts. room: arrays for some blocks of
+    the local table, aligned as those that it makes.
     """
     plan, layout = pull_plan(parts, features, n_factored), parts[0].layout
-    local = _any_contents(layout, local_shapes(parts[0], plan))  # every row is copied from one of the parts
+    shapes, given = local_shapes(parts[0], plan), room or {}
+    # Every row is copied from one of the parts.
+    local = ParameterTable(layout, {n: given[n] if n in given else aligned_room(shapes[n]) for n in shapes})
     for block in layout.shared:
         local[block.name][...] = parts[0][block.name]
     for block in layout.touched:

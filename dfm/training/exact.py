@@ -155,6 +155,8 @@ class ExactExecutor:
     vocabulary: Any
     n_rows: int = 0
     renewer: None = None
+    judging_seconds: float = 0.0
+    """Others than the loop begin no iteration meanwhile."""
     _block: Any = None
     _draws: list[Any] = field(default_factory=list)
     _before: tuple[ExactWork, Any] | None = None

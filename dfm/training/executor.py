@@ -49,6 +49,10 @@ class Executor(Protocol):
         """
 
     @property
+    def judging_seconds(self) -> float:
+        """Seconds that rounds begun meanwhile had to wait for the last judgement, of who trains them."""
+
+    @property
     def parameters(self) -> Parameters:
         """The parameters after the last finished round. Later rounds leave them as they are."""
 

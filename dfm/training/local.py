@@ -32,6 +32,8 @@ class LocalExecutor:
     n_threads: int = 1
     renewer: None = None
     """Nothing is lost here without the whole process."""
+    judging_seconds: float = 0.0
+    """Nobody works while rows are judged."""
     _block: Block = field(init=False)
     _waiting: collections.deque[Round] = field(init=False, default_factory=collections.deque)
 

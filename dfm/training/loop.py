@@ -249,11 +249,18 @@ class TrainingLoop:
         self._check_rows()
         self._cut_lineage()  # what is left of an epoch may have begun with the one before, and the loop have nothing
         started = time.perf_counter()
-        metrics = self.executor.evaluate(self.work, self._begin_next_epoch)
+        metrics = self._validate()
         self._judge(metrics, self.at.epoch)
         ended = self._ahead.started if self._ahead else time.perf_counter()
         seconds = self._clock.paused + ended - started
         return self.manner.describe(self.at.epoch, self.at.totals, metrics, n_walks, seconds)
+
+    def _validate(self) -> Metrics:
+        """Metrics of the epoch; the rounds that were begun meanwhile count from where they could be trained."""
+        metrics = self.executor.evaluate(self.work, self._begin_next_epoch)
+        if self._ahead:
+            self._ahead.started += self.executor.judging_seconds
+        return metrics
 
     def _check_rows(self) -> None:
         """Every row that was accepted was trained exactly once, whatever happened to workers meanwhile."""

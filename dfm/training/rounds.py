@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.averaging.at_once import Abreast, is_at_once, is_worth_it
 from dfm.averaging.contributions import balanced_groups
 from dfm.averaging.merge import Averaging
 from dfm.averaging.rules import MergeRule
+from dfm.averaging.slices import Slices, Touched
 from dfm.data.draw import lots
 from dfm.data.partition import SparsePartition
 from dfm.data.reading import Reading
@@ -103,6 +105,11 @@ class Work:
     def averaging(self) -> Averaging:
         """The place where this process keeps tables and summands between walks."""
         return self.chosen.averaging()
+
+    @property
+    def is_averaged_at_once(self) -> bool:
+        """Whether replicas of one process need not make summands to be averaged."""
+        return self.chosen is NUMBA and self.wire_dtype == "float32" and is_at_once(self.rule, self.layout)
 
     @property
     def layout(self) -> Layout:
@@ -230,13 +237,29 @@ def _train_replica(
     slices: Sequence[SparsePartition],
     following: Following | None,
 ) -> tuple[Any, ReplicaReport]:
-    """One after the other, each slice from where the last one ended. following: what this process walks after them."""
-    tables = [block.table for block in blocks]
-    averaging = work.averaging
-    several = averaging.unite(slices) if len(slices) > 1 else None
-    touched = several or slices[0]
-    before = averaging.pull(tables, touched.features, touched.n_factored)
+    """Changes of a replica, and its report. following: what this process walks after its slices."""
+    averaging, touched = work.averaging, _touched_by(work, slices)
+    before = averaging.pull([block.table for block in blocks], touched.features, touched.n_factored)
     after = averaging.copy(before)
+    report = _walk(work, replica, slices, touched, after, following)
+    return averaging.contribute(work.rule, touched, before, after, work.wire_dtype == "bfloat16"), report
+
+
+def _touched_by(work: Work, slices: Sequence[SparsePartition]) -> SparsePartition | Slices:
+    """The features that a replica touches in a round."""
+    return work.averaging.unite(slices) if len(slices) > 1 else slices[0]
+
+
+def _walk(
+    work: Work,
+    replica: int,
+    slices: Sequence[SparsePartition],
+    touched: Touched,
+    after: Any,
+    following: Following | None,
+) -> ReplicaReport:
+    """Train a local table in place, on one slice after the other."""
+    averaging, several = work.averaging, touched if isinstance(touched, Slices) else None
     tally, seconds = RoundTally(0, 0.0, 0.0, True), 0.0
     for number, partition in enumerate(slices):
         rows = several.positions[number] if several else touched.features
@@ -249,9 +272,7 @@ def _train_replica(
         seconds += time.perf_counter() - started
         if several:
             averaging.put(local, rows, after)
-    contribution = averaging.contribute(work.rule, touched, before, after, work.wire_dtype == "bfloat16")
-    place = f"{platform.node()}/{os.getpid()}"
-    return contribution, ReplicaReport(replica, tally, seconds, place, before.nbytes)
+    return ReplicaReport(replica, tally, seconds, f"{platform.node()}/{os.getpid()}", after.nbytes)
 
 
 def part_of_push(push: Push, start: int, stop: int) -> Push:
@@ -280,11 +301,46 @@ def train_rounds(
     reports: list[ReplicaReport] = []
     groups = balanced_groups(len(replicas), n_threads)
     with ThreadPoolExecutor(n_threads) as pool:
+        spread = pool.map if n_threads > 1 else map
         for work, slices in stretch:
-            train = functools.partial(_train_group, work, slices, block, replicas)
-            block = merge_block(work, block, list(pool.map(train, groups) if n_threads > 1 else map(train, groups)))
+            walked = [[each[number] for number in slices] for each in replicas]
+            touched = [_touched_by(work, each) for each in walked] if work.is_averaged_at_once else []
+            if touched and is_worth_it(block.table, touched):
+                block = train_abreast(work, block, walked, Abreast(block.table, touched), groups, spread)
+            else:
+                train = functools.partial(_train_group, work, slices, block, replicas)
+                block = merge_block(work, block, list(spread(train, groups)))
             reports += block.reports
     return dataclasses.replace(block, reports=tuple(reports))
+
+
+def train_abreast(
+    work: Work,
+    block: Block,
+    walked: Sequence[Sequence[SparsePartition]],
+    abreast: Abreast,
+    groups: Sequence[range],
+    spread: Callable[..., Iterable[Any]],
+) -> Block:
+    """The block after a round, of which all replicas are here, and averaged at once. walked: slices of each replica;
+    groups: replicas that a thread trains.
+
+    The reports say of no summands: none are made.
+    """
+
+    def train(group: range) -> list[tuple[ParameterTable, ReplicaReport]]:
+        found = []
+        for replica in group:
+            others = walked[replica + 1 : group.stop]
+            following = Following(others[0][0], _seed(work, replica + 1, 0)) if others else None
+            table = abreast.pull(replica)
+            touched = abreast.touched[replica]
+            found.append((table, _walk(work, replica, walked[replica], touched, table, following)))
+        return found
+
+    trained = [each for group in spread(train, groups) for each in group]
+    table = abreast.average(work.rule, [local for local, _ in trained], work.step, spread)
+    return Block(block.start, table, None, tuple(report for _, report in trained))
 
 
 def _train_group(
@@ -301,6 +357,16 @@ def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
 def evaluate_partitions(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
     """Metrics of the parameters on some rows, but those that are kept apart, in the labels' own unit."""
     return _evaluated(work, blocks, partitions, apart=False)
+
+
+def evaluate_together(
+    work: Work, blocks: Sequence[Block], lists: Sequence[Sequence[SparsePartition]], n_threads: int
+) -> tuple[Tally, float]:
+    """The same of several lists of partitions, in threads of this process, and the seconds that it took."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(n_threads) as pool:
+        total = merge_tallies(list(pool.map(functools.partial(evaluate_partitions, work, blocks), lists)))
+    return total, time.perf_counter() - started
 
 
 def evaluate_apart(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
@@ -362,11 +428,15 @@ def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     return join([block.table for block in blocks])
 
 
-def calls_of_a_round(work: Work, n_slices: int = 1, n_models: int = 1) -> list[Callable[[], object]]:
+def calls_of_a_round(
+    work: Work, n_slices: int = 1, n_models: int = 1, together: bool = False
+) -> list[Callable[[], object]]:
     """Calls that compile in this process what a round needs: to walk, to judge, to average.
 
-    n_slices: as many as a round walks. n_models: of whose mean scores are needed in the end.
+    n_slices: as many as a round walks. n_models: of whose mean scores are needed in the end. together: whether one
+    process trains all replicas.
     """
+    together = together and work.is_averaged_at_once
 
     @functools.cache  # once it is asked for: another process may be compiling what it needs
     def begun() -> tuple[Block, SparsePartition]:
@@ -380,9 +450,14 @@ def calls_of_a_round(work: Work, n_slices: int = 1, n_models: int = 1) -> list[C
 
     def walk() -> None:
         block, partition = begun()
-        train_replicas(work, 0, range(n_slices), [block], [[partition] * n_slices] * 2)
+        replicas = [[partition] * n_slices] * 2
+        if together:
+            abreast = Abreast(block.table, [_touched_by(work, each) for each in replicas])
+            train_abreast(work, block, replicas, abreast, [range(2)], map)
+        else:
+            train_replicas(work, 0, range(n_slices), [block], replicas)
 
-    return [walk, judge, lambda: _average_nothing(work, *begun())]
+    return [walk, judge, *([] if together else [lambda: _average_nothing(work, *begun())])]
 
 
 def _next_to_nothing(work: Work) -> tuple[Block, SparsePartition]:

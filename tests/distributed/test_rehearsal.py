@@ -195,6 +195,7 @@ def test_rows_of_a_local_path_are_rehearsed_and_others_are_not_fetched_for_it(
     far = dataclasses.replace(unit, shard=dataclasses.replace(unit.shard, url="s3://bucket/a.parquet"))
     monkeypatch.setattr(beginning, "plain_reading", lambda _: reading)
     monkeypatch.setattr(beginning, "_may_have_few", lambda _: False)
+    monkeypatch.setattr(beginning, "may_be_together", lambda _: True)
 
     def told(first: Unit, **how: bool) -> list[tuple[list[Unit], int, str]]:
         """The units of each worker's task, its place, and its address."""
@@ -209,7 +210,7 @@ def test_rows_of_a_local_path_are_rehearsed_and_others_are_not_fetched_for_it(
         )
         beginning.warm_up(run, **how)
         assert all(task[:2] == (rehearsal.warm_up, "work") and task[4:6] == (3, 1) for task in submitted)
-        assert all(task[7] == rehearsal.Wanted(report=True, few_rows=False) for task in submitted)
+        assert all(task[7] == rehearsal.Wanted(report=True, few_rows=False, together=True) for task in submitted)
         return [(task[3], task[6], task[8]) for task in submitted]
 
     assert told(unit) == [([unit], 0, "one"), ([unit], int(shares_disk), "two")]

@@ -78,8 +78,14 @@ def test_the_rows_of_a_stretch_lie_on_one_worker_before_it_begins(
     brought: list[Future] = []
 
     def bring(*arguments: Any) -> list[Future]:
-        brought.extend(stretches.brought_together(*arguments))
-        return brought
+        trained = stretches.brought_together(*arguments)
+        brought.extend(trained)
+        return trained
+
+    def judge(*arguments: Any) -> list[Future] | None:
+        judged = stretches.judged_together(*arguments)
+        brought.extend(judged or [])
+        return judged
 
     def look(event: dict[str, Any]) -> None:
         if event["event"] == "epoch":
@@ -87,9 +93,22 @@ def test_the_rows_of_a_stretch_lie_on_one_worker_before_it_begins(
 
     together(monkeypatch, 5)
     monkeypatch.setattr(loops, "brought_together", bring)
+    monkeypatch.setattr(loops, "judged_together", judge)
     places: set[str] = set()
     jobs.train(tables_of(log, tmp_path, n_epochs=1), two_workers, on_event=look)
-    assert (len(brought), len(places)) == (3, 1)
+    assert len(brought) > 3
+    assert len(places) == 1
+
+
+def test_rows_that_are_too_many_for_the_worker_that_trains_are_judged_where_they_are(
+    log: Path, client: Client, two_workers: Client, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    expected = jobs.train(tables_of(log, tmp_path / "apart"), client)
+    together(monkeypatch, 5)
+    monkeypatch.setattr(stretches, "_MOST_BYTES", 0)
+    monkeypatch.setattr(rounds, "evaluate_together", None)
+    result = jobs.train(tables_of(log, tmp_path / "together"), two_workers)
+    assert (result.parameters_sha256, result.validation) == (expected.parameters_sha256, expected.validation)
 
 
 @pytest.mark.parametrize("way", ["choice", "few factors", "many factors"])
@@ -183,13 +202,15 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
     log: Path, client: Client, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     expected = jobs.train(tables_of(log, tmp_path / "apart", n_epochs=3), client)
-    mark, train_replicas = tmp_path / "killed", rounds.train_replicas
+    calls, train_abreast = tmp_path / "calls", rounds.train_abreast
 
-    def kills_once(work: Any, first: int, numbers: range, *others: Any) -> Any:
-        if numbers.start == 3 and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return train_replicas(work, first, numbers, *others)
+    def kills_once(work: Any, block: Any, walked: Any, *others: Any) -> Any:
+        if len(walked) == 3:  # the rehearsal has two replicas
+            with calls.open("a") as count:
+                count.write(".")
+            if calls.stat().st_size == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return train_abreast(work, block, walked, *others)
 
     together(monkeypatch, 5)
     with (
@@ -198,12 +219,12 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
     ):
         processes.run(_replace, kills_once)
         result = jobs.train(tables_of(log, tmp_path / "killed once", n_epochs=3), processes)
-    assert mark.exists()
+    assert calls.stat().st_size > 4
     assert result.parameters_sha256 == expected.parameters_sha256
 
 
 def _replace(function: Any) -> None:
-    rounds.train_replicas = function
+    rounds.train_abreast = function
 
 
 def _layout(n_factors: int, family: str) -> Layout:

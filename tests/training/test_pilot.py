@@ -43,6 +43,7 @@ class Trials:
         self.forks: list[Trials] = []
         self.most_under_way = 0
         self.bounds: Sequence[int] = (0, 7)
+        self.judging_seconds = 0.0
 
     def begin_epoch(self, work: Work) -> int:
         return 1
