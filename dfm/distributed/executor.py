@@ -117,7 +117,7 @@ class DaskExecutor:
     """Blocks of the last finished rounds. Held until copies of the next ones lie on all workers, they spare Dask to
     compute more than a round again when a worker is lost."""
     _threads: Mapping[str, int] = field(init=False, default_factory=dict)
-    """Of each worker, by address."""
+    """Threads of each worker, by address."""
     _places: Workplaces = field(init=False, default=Workplaces(1, 1))
 
     def begin_epoch(self, work: Work) -> int:
