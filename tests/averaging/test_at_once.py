@@ -164,13 +164,11 @@ def test_few_rows_of_a_large_table_and_many_large_tables_are_averaged_by_summand
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = np.random.default_rng(0)
-    table = a_table(rng, Layout("adagrad", 8), 400, 40)
     touched = [rows_that_touch(rng, 40, 40) for _ in range(6)]
     n_touched = sum(len(rows.features) for rows in touched)
-    assert 6 * 40 < 8 * n_touched < 6 * 400
-    assert not at_once.is_worth_it(table, touched)
-    near = a_table(rng, Layout("adagrad", 8), 40, 40)
-    assert at_once.is_worth_it(near, touched)
-    assert not at_once.is_worth_it(near, touched[:1])
+    tables = {more: a_table(rng, Layout("adagrad", 8), n_touched + more, 40) for more in (0, 1)}
+    assert at_once.is_worth_it(tables[0], touched)
+    assert not at_once.is_worth_it(tables[1], touched)
+    assert not at_once.is_worth_it(a_table(rng, Layout("adagrad", 8), 1, 1), touched[:1])
     monkeypatch.setattr(at_once, "_MOST_BYTES", 4 * (2 + 16) * n_touched - 1)
-    assert not at_once.is_worth_it(near, touched)
+    assert not at_once.is_worth_it(tables[0], touched)

@@ -203,15 +203,15 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
     log: Path, client: Client, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     expected = jobs.train(tables_of(log, tmp_path / "apart", n_epochs=3), client)
-    calls, train_abreast = tmp_path / "calls", rounds.train_abreast
+    calls, walk = tmp_path / "calls", rounds._walk
 
-    def kills_once(work: Any, block: Any, walked: Any, *others: Any) -> Any:
-        if len(walked) == 3:  # the rehearsal has two replicas
+    def kills_once(work: Any, replica: int, *others: Any) -> Any:
+        if replica == 2:  # the rehearsal has two replicas
             with calls.open("a") as count:
                 count.write(".")
             if calls.stat().st_size == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return train_abreast(work, block, walked, *others)
+        return walk(work, replica, *others)
 
     together(monkeypatch, 5)
     with (
@@ -225,7 +225,7 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
 
 
 def _replace(function: Any) -> None:
-    rounds.train_abreast = function
+    rounds._walk = function
 
 
 def _layout(n_factors: int, family: str) -> Layout:
