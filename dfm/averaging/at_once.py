@@ -30,8 +30,8 @@ _WHOLE_LINES = 16
 """Rows of any width take whole cache lines in such numbers."""
 _CHUNK_BYTES, _PIECE_BYTES = 1 << 16, 1 << 19
 """Bytes of the rows that are worked on together, and of those that a thread takes at a time."""
-_MOST_BYTES, _SPARSEST = 1 << 28, 8
-"""Bytes of the tables of all replicas; features for each one that a replica touches."""
+_MOST_BYTES = 1 << 28
+"""Bytes of the tables of all replicas."""
 
 
 def is_at_once(rule: MergeRule, layout: Layout) -> bool:
@@ -43,16 +43,12 @@ def is_at_once(rule: MergeRule, layout: Layout) -> bool:
 
 
 def is_worth_it(table: ParameterTable, touched: Sequence[Touched]) -> bool:
-    """Whether it takes less time so and no more memory: where replicas are several, and each touches a good part of the
-    table. All rows are cleared and added for all replicas, where summands are of touched ones alone.
+    """Whether it takes less time so and no more memory: where replicas are several, and touch as many features in all
+    as the table has. All rows are looked at, where summands are of touched ones alone.
     """
     n_touched, layout = sum(len(each.features) for each in touched), table.layout
     per_feature = sum(layout.width(block) for block in layout.touched)
-    return (
-        len(touched) > 1
-        and 4 * per_feature * n_touched <= _MOST_BYTES
-        and table.n_features * len(touched) <= _SPARSEST * n_touched
-    )
+    return len(touched) > 1 and 4 * per_feature * n_touched <= _MOST_BYTES and table.n_features <= n_touched
 
 
 @dataclass(frozen=True)

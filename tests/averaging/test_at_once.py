@@ -115,7 +115,7 @@ def test_the_bytes_are_those_of_summands_and_their_merge(
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.weights} {rule.accumulators}")
-def test_sums_of_squares_that_overflow_leave_no_finite_number(rule: MergeRule) -> None:
+def test_sums_of_squares_that_overflow_are_no_numbers_after_a_merge(rule: MergeRule) -> None:
     """So that a training that went astray is told."""
     rng, layout = np.random.default_rng(0), Layout("adagrad", 8)
     table = a_table(rng, layout, 8, 8)
@@ -131,7 +131,7 @@ def test_sums_of_squares_that_overflow_leave_no_finite_number(rule: MergeRule) -
     with np.errstate(over="ignore", invalid="ignore"):
         for merged in (finalise(rule, table, 0, summands, 2, STEP)[0], abreast.average(rule, trained, STEP, map)):
             for block in layout.touched:
-                assert not np.isfinite(merged[block.name]).all(axis=1).any()
+                assert np.isnan(merged[block.name][:, block.lanes :]).all()
 
 
 @pytest.mark.parametrize("rows", [16, 48])
@@ -164,13 +164,11 @@ def test_few_rows_of_a_large_table_and_many_large_tables_are_averaged_by_summand
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = np.random.default_rng(0)
-    table = a_table(rng, Layout("adagrad", 8), 400, 40)
     touched = [rows_that_touch(rng, 40, 40) for _ in range(6)]
     n_touched = sum(len(rows.features) for rows in touched)
-    assert 6 * 40 < 8 * n_touched < 6 * 400
-    assert not at_once.is_worth_it(table, touched)
-    near = a_table(rng, Layout("adagrad", 8), 40, 40)
-    assert at_once.is_worth_it(near, touched)
-    assert not at_once.is_worth_it(near, touched[:1])
+    tables = {more: a_table(rng, Layout("adagrad", 8), n_touched + more, 40) for more in (0, 1)}
+    assert at_once.is_worth_it(tables[0], touched)
+    assert not at_once.is_worth_it(tables[1], touched)
+    assert not at_once.is_worth_it(a_table(rng, Layout("adagrad", 8), 1, 1), touched[:1])
     monkeypatch.setattr(at_once, "_MOST_BYTES", 4 * (2 + 16) * n_touched - 1)
-    assert not at_once.is_worth_it(near, touched)
+    assert not at_once.is_worth_it(tables[0], touched)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfm.averaging import slices as slices_module
+from dfm.averaging.at_once import Abreast
 from dfm.averaging.merge import contribute
 from dfm.averaging.rules import WEIGHT_RULES, MergeRule
 from dfm.averaging.slices import Slices
@@ -228,7 +229,8 @@ def test_slices_of_one_round_are_walked_in_different_orders(monkeypatch: pytest.
     assert len(seeds) == len(set(seeds)) == 4
 
 
-def test_a_walk_is_told_what_is_walked_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("abreast", [False, True])
+def test_a_walk_is_told_what_is_walked_after_it(monkeypatch: pytest.MonkeyPatch, abreast: bool) -> None:
     parts, table, work = drawn(4, 6), untrained("adagrad"), work_of("adagrad", MergeRule("mean"))
     kernels, walks, announced = work.kernels, [], []
 
@@ -239,6 +241,12 @@ def test_a_walk_is_told_what_is_walked_after_it(monkeypatch: pytest.MonkeyPatch)
 
     replaced = dataclasses.replace(kernels, run_round=run_round)
     monkeypatch.setitem(BACKENDS, "numba", dataclasses.replace(NUMBA, compiled=lambda _: replaced))
-    rounds.train_replicas(work, 3, range(1, 3), [rounds.Block(0, table)], [parts[:3], parts[3:]])
+    block = rounds.Block(0, table)
+    if abreast:
+        walked = [parts[1:3], parts[4:]]
+        tables = Abreast(table, [Slices.of(each) for each in walked])
+        rounds.train_abreast(work, block, walked, tables, [range(2)], map)
+    else:
+        rounds.train_replicas(work, 3, range(1, 3), [block], [parts[:3], parts[3:]])
     assert announced == [*walks[1:], None]
     assert [walk for walk, _ in walks] == [id(part) for part in (parts[1], parts[2], parts[4], parts[5])]

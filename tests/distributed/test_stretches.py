@@ -19,6 +19,7 @@ from dfm import jobs
 from dfm.data.accounting import RowAccount
 from dfm.data.hashed_rows import EntrySums
 from dfm.distributed import checkpointing, loops, start, stretches
+from dfm.distributed.executor import DaskExecutor
 from dfm.errors import RunCancelled
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.families.registry import FAMILIES
@@ -202,15 +203,15 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
     log: Path, client: Client, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     expected = jobs.train(tables_of(log, tmp_path / "apart", n_epochs=3), client)
-    calls, train_abreast = tmp_path / "calls", rounds.train_abreast
+    calls, walk = tmp_path / "calls", rounds._walk
 
-    def kills_once(work: Any, block: Any, walked: Any, *others: Any) -> Any:
-        if len(walked) == 3:  # the rehearsal has two replicas
+    def kills_once(work: Any, replica: int, *others: Any) -> Any:
+        if replica == 2:  # the rehearsal has two replicas
             with calls.open("a") as count:
                 count.write(".")
             if calls.stat().st_size == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return train_abreast(work, block, walked, *others)
+        return walk(work, replica, *others)
 
     together(monkeypatch, 5)
     with (
@@ -224,15 +225,21 @@ def test_a_worker_that_is_killed_within_a_stretch_costs_its_rounds_and_nothing_e
 
 
 def _replace(function: Any) -> None:
-    rounds.train_abreast = function
+    rounds._walk = function
 
 
 def _layout(n_factors: int, family: str) -> Layout:
     return KernelSpec("logistic", "adagrad", n_factors, family=family).layout
 
 
-def _together(n_blocks: int = 1, memory: int = 0, **changes: Any) -> int:
+def _together(n_blocks: int = 1, **changes: Any) -> int:
     """The rule for a million rows of 39 entries, eight rounds in the first epoch and four in others."""
+    run, prepared = _job_of(**changes)
+    return stretches.rounds_together(run, prepared, n_blocks)
+
+
+def _job_of(**changes: Any) -> tuple[Any, Any]:
+    """The job, and what is known of its rows."""
     facts: dict[str, Any] = {
         "rows": 1_000_000,
         "n_factors": 8,
@@ -240,19 +247,30 @@ def _together(n_blocks: int = 1, memory: int = 0, **changes: Any) -> int:
         "table": 8 << 20,
         "shares_disk": True,
         "backend": NUMBA,
+        "memory": 0,
+        "n_slices": 8,
+        "validate": "epoch",
+        "n_replicas": 8,
         **changes,
     }
     rows = facts["rows"]
     run: Any = types.SimpleNamespace(
-        inputs=types.SimpleNamespace(plan=RoundPlan(8, 4)),
+        inputs=types.SimpleNamespace(
+            plan=RoundPlan(facts["n_slices"], min(4, facts["n_slices"])),
+            n_rows=rows,
+            schema=types.SimpleNamespace(fields=[None] * 39),
+        ),
+        job=types.SimpleNamespace(
+            training=types.SimpleNamespace(validate=facts["validate"], n_replicas=facts["n_replicas"])
+        ),
         work=types.SimpleNamespace(layout=_layout(facts["n_factors"], facts["family"])),
         shares_disk=facts["shares_disk"],
         choice=types.SimpleNamespace(backend=facts["backend"]),
-        client=memory,
+        client=facts["memory"],
     )
     account = RowAccount(accepted=rows, entries=EntrySums(rows, 39 * rows, 0.0, rows))
     prepared: Any = types.SimpleNamespace(account=account, summary=facts["table"])
-    return stretches.rounds_together(run, prepared, n_blocks)
+    return run, prepared
 
 
 def test_only_short_rounds_on_one_machine_are_trained_in_stretches(monkeypatch: Patch) -> None:
@@ -271,3 +289,40 @@ def test_only_short_rounds_on_one_machine_are_trained_in_stretches(monkeypatch: 
     assert _together(backend=CUPY) == 1, "a GPU adds up by itself"
     assert _together(memory=1 << 30) == 1, "312 MB of rows are more than a fourth of a worker's memory"
     assert _together(memory=2 << 30) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "may"),
+    [
+        ({}, True),
+        ({"rows": 20_000_000}, False),
+        ({"n_factors": 32}, False),
+        ({"shares_disk": False}, False),
+        ({"n_slices": 1}, False),
+        ({"n_replicas": 1}, False),
+        ({"validate": "average"}, False),
+    ],
+)
+def test_what_is_rehearsed_is_what_rounds_will_be(monkeypatch: Patch, changes: dict[str, Any], may: bool) -> None:
+    monkeypatch.setattr(stretches, "least_memory", lambda client: client)
+    monkeypatch.setattr(stretches, "table_bytes", lambda _run, summary: summary)
+    run, prepared = _job_of(**changes)
+    assert stretches.may_be_together(run) == may
+    if not {"validate", "n_replicas"} & {*changes}:  # which others look at
+        assert (stretches.rounds_together(run, prepared, 1) > 1) == may
+
+
+@pytest.mark.parametrize(("n_threads", "waited"), [(1, 0.5), (2, 0.0)])
+def test_rounds_wait_for_a_judgement_where_one_thread_does_both(n_threads: int, waited: float) -> None:
+    told: list[str] = []
+    tally = types.SimpleNamespace(metrics=lambda: {"log_loss": 0.4})
+    watch: Any = types.SimpleNamespace(
+        threads=lambda: {"here": n_threads},
+        submit=lambda function, *_, near, priority: told.append(f"{function.__name__} {near} {priority}"),
+        result=lambda _: (tally, 0.5),
+    )
+    held_out: Any = ["rows"]
+    executor = DaskExecutor(watch, [], held_out, stretch=2, judges_at_home=True)
+    work: Any = None
+    assert executor.evaluate(work, lambda: told.append("meanwhile")) == {"log_loss": 0.4}
+    assert (told, executor.judging_seconds) == (["evaluate_together here 1", "meanwhile"], waited)

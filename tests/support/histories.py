@@ -33,7 +33,7 @@ from distributed.scheduler import KilledWorker
 
 from dfm import jobs
 from dfm.data import synthetic
-from dfm.distributed import beginning, checkpointing, loops, monitoring, prepare, train
+from dfm.distributed import beginning, checkpointing, loops, monitoring, prepare, stretches, train
 from dfm.distributed.cluster import connect
 from dfm.errors import ClusterError, DfmError
 from dfm.runs import log, record
@@ -139,6 +139,7 @@ def on(cluster: SimulatedCluster, stretch: int = 1) -> Iterator[None]:
             (beginning, "Watch", lambda _client, _timeout: watch),
             (loops, "Checkpointer", own),
             (loops, "rounds_together", lambda _run, _prepared, _n_blocks: stretch),
+            (stretches, "least_memory", lambda _client: 0),
             (connect, "client_of", client_of),
             (connect, "shares_disk", lambda _client: True),
             (connect, "cache_directory", lambda settings, _client: settings.cache),
