@@ -179,8 +179,7 @@ def publish(
     """Compare a candidate with the champion on the same shards and make it the champion where the gate lets it.
 
     order: when its data ended, by default the end of the data interval; a template that renders to native objects may
-    make a number of a day. enforce: a refusal fails the task without
-    another try, else it is in the answer.
+    make a number of a day. enforce: a refusal fails the task without another try, else it is in the answer.
     """
     from dfm.workflow import steps
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import math
 import re
 from collections.abc import Callable, Collection
@@ -325,7 +326,7 @@ def _weighted(values: Any) -> pa.Array | None:
     """
     rows = [list(value.items()) if isinstance(value, dict) else value for value in values]
     pairs = [pair for row in rows if isinstance(row, list | tuple) for pair in row]
-    if not pairs or not all(map(_is_weighted, pairs)):
+    if not pairs or not all(map(is_weighted, pairs)):
         return None
     keys = pa.map_(pa.string(), pa.float64())
     try:
@@ -334,12 +335,12 @@ def _weighted(values: Any) -> pa.Array | None:
         return None
 
 
-def _is_weighted(pair: Any) -> bool:
+def is_weighted(pair: Any) -> bool:
     """Whether it is a pair of a category and its weight: as a list only where nobody could take it for two values."""
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         return False
     told = isinstance(pair[0], str) and isinstance(pair[1], int | float | type(None)) and type(pair[1]) is not bool
-    return isinstance(pair, tuple) or told
+    return told or (isinstance(pair, tuple) and not isinstance(pair[1], str))
 
 
 def texts_apart(values: Any, array: pa.Array, missing: Collection[str], are_numbers: bool) -> pa.Array | None:
@@ -348,12 +349,23 @@ def texts_apart(values: Any, array: pa.Array, missing: Collection[str], are_numb
 
     values, array: those of `arrow_array` and the array that it made of them.
     """
-    became_text = _is_objects(values) and array.type in (pa.string(), pa.list_(pa.string()))
-    if not missing or not became_text or set(map(type, values)) <= {str, type(None)}:
+    are_mixed = _is_objects(values) or str(getattr(values, "dtype", "")) == "category"
+    if not missing or not are_mixed or array.type not in (pa.string(), pa.list_(pa.string())):
         return None
-    texts = _texts(values, lambda value: _text_apart(value, missing, are_numbers))
-    known = [text for each in texts or () for text in (each if isinstance(each, list) else [each])]
-    return None if set(missing).isdisjoint(known) else pa.array(texts, array.type)
+    text_of = functools.partial(_text_apart, missing=missing, are_numbers=are_numbers)
+    became_text = _texts(_other_than_texts(values, array.type), text_of)
+    if became_text is None or set(missing).isdisjoint(became_text):
+        return None
+    texts = _texts(values, text_of)
+    return None if texts is None else pa.array(texts, array.type)
+
+
+def _other_than_texts(values: Any, kind: pa.DataType) -> list[Any]:
+    """The distinct values, or elements of lists, that are there and are no text; 0 and False are two."""
+    are_lists = pa.types.is_list(kind)
+    elements = (each for row in values if isinstance(row, list | tuple) for each in row) if are_lists else values
+    others = {(type(each), each) for each in elements if not isinstance(each, str) and not _is_missing(each)}
+    return [each for _, each in others]
 
 
 def _text_apart(value: Any, missing: Collection[str], are_numbers: bool) -> str | None:

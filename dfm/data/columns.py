@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from dfm.data.arrow_types import (
     type_of_values,
 )
 from dfm.data.derive import derive, without_missing
+from dfm.data.lists import Lists, lists_of
 from dfm.data.schema import SHORTEST, WIDENED, ResolvedSchema
 from dfm.errors import DataError
 
@@ -52,6 +55,21 @@ def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> t
         array = given_column(data, name, schema)
         return canonical.integer_texts(array) if name in schema.integers else array, None
     return derive(derived, {source: given_column(data, source, schema) for source in derived.columns})
+
+
+def list_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> Lists:
+    """The lists of a column of the data, their elements without texts that mean a missing value."""
+    array, _ = feature_column(data, name, schema)
+    found = lists_of(array, name, schema.list_separator)
+    # Elements of a text were no values of their own before it was split.
+    missing = schema.missing if is_text(array.type) else missing_texts(data, name, schema)
+    return dataclasses.replace(found, elements=without_missing(found.elements, missing))
+
+
+def with_values(data: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
+    """The data with other values in a column; texts that were looked up in it stay looked up."""
+    at = data.schema.get_field_index(name)
+    return data.set_column(at, data.schema.field(at).with_type(values.type).with_nullable(True), values)
 
 
 def check_numbers(kind: pa.DataType, column: str, role: str = "") -> None:

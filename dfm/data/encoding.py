@@ -24,13 +24,12 @@ from dfm.data.columns import (
     Floats,
     check_categories,
     feature_column,
-    missing_texts,
+    list_column,
     parse_numbers,
 )
-from dfm.data.derive import without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
 from dfm.data.known_tables import MOST_CODES, KnownTables
-from dfm.data.lists import Lists, lists_of
+from dfm.data.lists import Lists
 from dfm.data.row_checks import NO_MOMENT, NOT_FINITE, Problem, RowCheck
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.small_numbers import are_looked_up, small_number_indices
@@ -339,9 +338,8 @@ class _BatchColumns:
 
     def _list(self, entry: Field, bits: int = 0) -> _Column:
         """Every element is a category; a missing or empty list is the missing category."""
-        found = lists_of(self.column(entry.name), entry.name, self.schema.list_separator)
-        elements = without_missing(found.elements, missing_texts(self.data, entry.name, self.schema))
-        indices = hashing.hash_category(elements, entry.name, bits or self.hash_bits, self.form)
+        found = list_column(self.data, entry.name, self.schema)
+        indices = hashing.hash_category(found.elements, entry.name, bits or self.hash_bits, self.form)
         lengths = np.diff(found.offsets)
         missing = hashing.token_index(entry.name, hashing.MISSING, bits or self.hash_bits)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.maximum(lengths, 1))])

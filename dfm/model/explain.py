@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dfm.data.columns import feature_column, missing_texts
-from dfm.data.derive import without_missing
-from dfm.data.lists import lists_of
+from dfm.data.columns import feature_column, list_column
 from dfm.data.matrices import is_vector
 from dfm.data.schema import CROSS_SIGN
 from dfm.errors import DataError
@@ -123,9 +121,7 @@ def _values(model: Scorer, batch: pa.RecordBatch, column: str) -> list[str]:
     """Names of the values that a row has in a column: of a list its elements, of a derived one what it is made of."""
     schema = model.schema
     if any(entry.name == column and entry.kind == "list" for entry in schema.fields):
-        found = lists_of(feature_column(batch, column, schema)[0], column, schema.list_separator)
-        elements = without_missing(found.elements, missing_texts(batch, column, schema))
-        return [shown(value) for value in elements.to_pylist()] or [MISSING]
+        return [shown(value) for value in list_column(batch, column, schema).elements.to_pylist()] or [MISSING]
     sources = schema.sources([column])
     arrays = [feature_column(batch, source, schema)[0] for source in sources]
     return [CROSS_SIGN.join(shown(array[0].as_py()) for array in arrays)]

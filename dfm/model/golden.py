@@ -22,6 +22,8 @@ from dfm.model.rows import table_of
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
+_UNREADABLE = (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError)
+"""Errors of golden rows that are damaged, or that Python cannot hold."""
 
 
 class Predictor(Protocol):
@@ -53,7 +55,13 @@ def golden_bytes(model: Predictor, golden: Any) -> bytes:
     data = sink.getvalue()
     if not golden.num_rows or len(data) > MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
         return b""
-    if difference := _largest_difference(model, data):
+    try:
+        difference = _largest_difference(model, data)
+    except _UNREADABLE as error:
+        raise ModelError(
+            f"these golden rows do not come back from Parquet ({shortened(error)}); save the model with others, or none"
+        ) from error
+    if difference:
         raise ModelError(
             f"the model scores these golden rows differently (by up to {difference:.3g}) when they are read again, as "
             "a service sends them or as text, so that no load would take it; save it with other golden rows, or none"
@@ -65,7 +73,7 @@ def check_golden_rows(model: Predictor, data: bytes, url: str) -> None:
     """ModelError where a model predicts its golden rows otherwise than these bytes say, or they are damaged."""
     try:
         difference = _largest_difference(model, data)
-    except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
+    except _UNREADABLE as error:
         raise ModelError(
             f"the golden rows of the model at {url} are damaged ({shortened(error)}); publish it again"
         ) from error

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data.accounting import RowAccount
+from dfm.data.columns import with_values
 from dfm.data.joining import joined, without_dictionary
 from dfm.errors import DataError
 from dfm.model.pair_strength import PAIR_ROWS, pair_records
@@ -134,7 +135,8 @@ class Sample:
         # Codes of one byte may be too few for the values of several batches, and a dictionary may hold a null.
         decoded = [[without_dictionary(column) for column in data.columns] for _, data in parts]
         arrays = [pa.concat_arrays(columns) for columns in zip(*decoded, strict=True)]
-        data = pa.RecordBatch.from_arrays(arrays, names=parts[0][1].schema.names)
+        fields = [field.with_type(array.type) for field, array in zip(parts[0][1].schema, arrays, strict=True)]
+        data = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
         return cls(data, [(place, data.num_rows) for place, data in parts])
 
     def permuted(self, column: str, repeat: int, donors: Donors) -> pa.RecordBatch:
@@ -145,7 +147,7 @@ class Sample:
             seed = hashlib.sha256(f"{place}\0{column}\0{repeat}".encode()).digest()
             rng = np.random.default_rng(int.from_bytes(seed[:8], "little"))
             drawn.append(rng.choice(len(values), n_rows, replace=n_rows > len(values)))
-        return replaced(self.data, column, values.take(pa.array(np.concatenate(drawn))))
+        return with_values(self.data, column, values.take(pa.array(np.concatenate(drawn))))
 
 
 Donors = Mapping[str, pa.Array]
@@ -171,10 +173,4 @@ def _together(arrays: Sequence[pa.Array]) -> pa.Array:
 
 def without(data: pa.RecordBatch, column: str) -> pa.RecordBatch:
     """The rows without a value in one column."""
-    return replaced(data, column, pa.nulls(data.num_rows, data.schema.field(column).type))
-
-
-def replaced(data: pa.RecordBatch, column: str, values: pa.Array) -> pa.RecordBatch:
-    """The rows with other values in one column."""
-    arrays = [values if name == column else data.column(name) for name in data.schema.names]
-    return pa.RecordBatch.from_arrays(arrays, names=data.schema.names)
+    return with_values(data, column, pa.nulls(data.num_rows, data.schema.field(column).type))

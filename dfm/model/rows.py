@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from dfm.data.arrow_types import flat, root_of, without_views
-from dfm.data.canonical import arrow_array, texts_apart
+from dfm.data.canonical import arrow_array, is_weighted, texts_apart
 from dfm.data.columns import LOOKED_UP
 from dfm.data.interchange import exported_table, speaks_arrow
 from dfm.data.schema import ResolvedSchema, check_once
@@ -40,7 +40,7 @@ def _row_of_frame(series: Any) -> dict[str, Any]:
 
 def none_for_nan(values: Iterable[Any]) -> list[Any]:
     """The values, None in place of NaN, as which pandas and arrays made of its frames keep a missing value."""
-    return [None if isinstance(value, float | np.floating) and np.isnan(value) else value for value in values]
+    return [None if isinstance(value, float | np.floating) and value != value else value for value in values]
 
 
 def _columns_of_rows(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -102,11 +102,7 @@ def _holds_rows(value: Any) -> bool:
     """Whether a column of lists holds those of rows, and is not one row's list; a category and its weight are none."""
     if not isinstance(value, list | tuple | np.ndarray):
         return not _is_scalar(value) and not isinstance(value, Mapping)
-    return bool(len(value)) and all(each is None or not (_is_scalar(each) or _is_pair(each)) for each in value)
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float | np.number)
+    return bool(len(value)) and all(each is None or not (_is_scalar(each) or is_weighted(each)) for each in value)
 
 
 def _plain(value: Any) -> Any:
@@ -154,14 +150,14 @@ def table_of(
     _refuse_lazy(data)
     check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
     if isinstance(data, Mapping):
-        table = _of_columns({column: data[column] for column in _stored_names(columns, data)}, numeric, missing)
+        table = table_of_columns({column: data[column] for column in _stored_names(columns, data)}, numeric, missing)
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table):
         table = data
     elif hasattr(data, "iloc") and hasattr(data, "columns"):
         names = _stored_names(columns, list(data.columns))
-        table = _of_columns({column: data[column] for column in names}, numeric, missing)
+        table = table_of_columns({column: data[column] for column in names}, numeric, missing)
     elif speaks_arrow(data):
         table = exported_table(data)
     else:
@@ -219,8 +215,10 @@ def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]
     return list(dict.fromkeys(root for column in columns if (root := root_of(column, names)) is not None))
 
 
-def _of_columns(columns: Mapping[str, Any], numeric: Collection[str], missing: Collection[str]) -> pa.Table:
-    """Lists, arrays or pandas Series of one length as an Arrow table."""
+def table_of_columns(columns: Mapping[str, Any], numeric: Collection[str], missing: Collection[str]) -> pa.Table:
+    """Lists, arrays or pandas Series of one length as an Arrow table. DataError where they are of several lengths, or
+    one of them makes no array. numeric, missing: as of `batches_of`.
+    """
     arrays, looked_up = {}, set()
     for column, values in columns.items():
         try:

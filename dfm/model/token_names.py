@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from dfm.data import hashing
 from dfm.data.arrow_types import plain
-from dfm.data.columns import feature_column, parse_numbers
-from dfm.data.lists import lists_of
+from dfm.data.columns import LOOKED_UP, feature_column, list_column, parse_numbers
+from dfm.data.lists import Lists
 from dfm.data.schema import Field
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS
 from dfm.model.fm_model import FMModel
@@ -39,9 +39,9 @@ class TokenNames:
         """Name what occurs in some rows, which have the columns of the features."""
         for entry in self._model.schema.fields:
             if entry.kind in ("categorical", "list", "cross"):
-                arrays = self._distinct(entry, batch)
-                ids, good = self._model.tokens.indices(entry, arrays)
-                names = zip(*[self._names(name, array) for name, array in arrays.items()], strict=True)
+                rows = self._distinct(entry, batch)
+                ids, good = self._model.tokens.indices(entry, rows)
+                names = zip(*map(self._names, rows.schema.names, rows.columns), strict=True)
                 kept = [" & ".join(name) for name, is_good in zip(names, good, strict=True) if is_good]
                 self._set(entry, ids, kept)
 
@@ -88,29 +88,32 @@ class TokenNames:
         names = [MISSING, *transform.names(known)[1:]]
         return [names[code] for code in transform.codes(values, present, known)]
 
-    def _distinct(self, entry: Field, batch: pa.RecordBatch) -> dict[str, pa.Array]:
-        """The distinct values of a field's columns, those of a cross side by side; of lists, their elements."""
+    def _distinct(self, entry: Field, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Distinct values of a field's columns, those of a cross side by side; of lists, their elements. Texts that
+        mean a missing value are looked up.
+        """
         rows = np.arange(batch.num_rows)
         arrays: dict[str, pa.Array] = {}
         for column in entry.columns:
-            values, _ = feature_column(batch, column, self._model.schema)
             if self._model.tokens.field(column).kind != "list":
+                values, _ = feature_column(batch, column, self._model.schema)
                 arrays[column] = _groupable(values).take(pa.array(rows))
                 continue
-            starts, lengths, elements = _elements(values, column, self._model.schema.list_separator)
+            starts, lengths, elements = _elements(list_column(batch, column, self._model.schema))
             again = np.repeat(np.arange(len(rows)), lengths[rows])
             arrays = {name: array.take(pa.array(again)) for name, array in arrays.items()}
             arrays[column] = elements.take(pa.array(_runs(starts[rows], lengths[rows])))
             rows = rows[again]
         table = pa.table(arrays).group_by(list(arrays), use_threads=False).aggregate([])
-        return {name: table.column(name).combine_chunks() for name in arrays}
+        found = {name: table.column(name).combine_chunks() for name in arrays}
+        fields = [pa.field(name, array.type, metadata=LOOKED_UP) for name, array in found.items()]
+        return pa.RecordBatch.from_arrays([*found.values()], schema=pa.schema(fields))
 
 
-def _elements(values: pa.Array, column: str, separator: str) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.Array]:
+def _elements(found: Lists) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.Array]:
     """Places of each row's first element, how many it has (int64[n_rows] each), and all elements. The last is missing:
     the one of an empty list.
     """
-    found = lists_of(values, column, separator)
     elements = pa.concat_arrays([_groupable(found.elements), pa.nulls(1, _groupable(found.elements).type)])
     lengths = np.diff(found.offsets)
     return np.where(lengths > 0, found.offsets[:-1], len(elements) - 1), np.maximum(lengths, 1), elements

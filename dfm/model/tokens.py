@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.canonical import arrow_array, value_text
+from dfm.data.canonical import value_text
+from dfm.data.columns import with_values
 from dfm.data.encoding import encode_batch
 from dfm.data.matrices import is_vector
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.errors import DataError, SettingsError
+from dfm.model.rows import table_of_columns
 
 MISSING = "(missing)"
 """The name of what stands for no value."""
-Arrays = Mapping[str, pa.Array]
-"""By column of the model's fields, one value a row; of a list, one element."""
 
 
 @dataclass(frozen=True)
@@ -51,43 +51,39 @@ class Tokens:
         entry, listed = self.field(column), list(values)
         if entry.kind == "vector" or not listed:
             return np.full(len(listed), self.schema.columns.index(column) if listed else 0, np.uint32)
-        ids, good = self.indices(entry, _columns(entry, listed))
+        numbers = [column] if entry.kind == "numeric" else []
+        table = table_of_columns(_columns(entry, listed), numbers, self.schema.missing)
+        ids, good = self.indices(entry, table.combine_chunks().to_batches()[0])
         if not good.all():
             wrong = listed[int(np.flatnonzero(~good)[0])]
             raise DataError(f"{wrong!r} is no value of {column!r}; pass finite numbers, or None where one is missing")
         return ids
 
-    def indices(self, entry: Field, arrays: Arrays) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-        """Indices uint32[n_good] of a field in some rows, and which rows are good, bool[n_rows]."""
-        parts = [each for each in self.schema.fields if each.name in arrays and each.kind != "cross"]
+    def indices(self, entry: Field, rows: pa.RecordBatch) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        """Indices uint32[n_good] of a field in some rows, and which rows are good, bool[n_rows].
+
+        rows: the field's columns, one value a row; of a list, one element.
+        """
+        parts = [each for each in self.schema.fields if each.name in rows.schema.names and each.kind != "cross"]
         own = [*parts, entry] if entry.kind == "cross" else parts
         fields = tuple(dataclasses.replace(each, index=index) for index, each in enumerate(own))
         schema = dataclasses.replace(self.schema, fields=fields, derived=(), weight="", time="")
-        lists = {each.name for each in parts if each.kind == "list"}
-        columns = [_wrapped(array) if name in lists else array for name, array in arrays.items()]
-        batch = pa.RecordBatch.from_arrays(columns, names=list(arrays))
-        encoded = encode_batch(batch, schema, self.hash_bits, self.statistics, None)
+        for name in (each.name for each in parts if each.kind == "list"):
+            rows = with_values(rows, name, _wrapped(rows.column(name)))
+        encoded = encode_batch(rows, schema, self.hash_bits, self.statistics, None)
         return encoded.rows.indices.reshape(encoded.rows.n_rows, len(fields))[:, -1], encoded.good
 
 
-def _columns(entry: Field, values: Sequence[Any]) -> dict[str, pa.Array]:
-    """Values of a field by its columns. DataError where they make no array."""
+def _columns(entry: Field, values: Sequence[Any]) -> dict[str, list[Any]]:
+    """Values of a field by its columns. DataError where a value of a cross does not have one of each."""
     if entry.kind != "cross":
-        return {entry.name: _array(entry.name, values, entry.kind == "numeric")}
+        return {entry.name: list(values)}
     for value in values:
         if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) != len(entry.columns):
             raise DataError(
                 f"{value!r} is no value of the cross of {' and '.join(entry.columns)}; pass one value of each"
             )
-    return {name: _array(name, part) for name, part in zip(entry.columns, zip(*values, strict=True), strict=True)}
-
-
-def _array(column: str, values: Sequence[Any], are_numbers: bool = False) -> pa.Array:
-    try:
-        array = arrow_array(list(values), are_numbers)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"values of {column!r} cannot be read ({error}); pass a list of values of one type") from error
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return {name: list(part) for name, part in zip(entry.columns, zip(*values, strict=True), strict=True)}
 
 
 def _wrapped(array: pa.Array) -> pa.Array:

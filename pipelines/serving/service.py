@@ -183,7 +183,11 @@ async def answered(keeper: Keeper, metrics: Metrics, rows: Sequence[dict[str, An
         message = f"{len(rows)} rows; at most {MOST_ROWS} a request, more are the work of `dfm predict`"
         response = in_json({"detail": message}, 413)
     else:
-        response = await _scored(served, rows, key)
+        try:
+            response = await _scored(served, rows, key)
+        except Exception:  # counted, and told in the log, as no other request is harmed
+            logger.exception("%d rows cannot be scored", len(rows))
+            response = in_json({"detail": "an error of the service, which its log tells"}, 500)
     metrics.answered(response.status_code, len(rows), time.perf_counter() - started)
     return response
 
@@ -196,9 +200,6 @@ async def _scored(served: Served, rows: Sequence[dict[str, Any]], key: str) -> R
     except _BAD as error:
         found = await loop.run_in_executor(_SEARCHES, faults, served, rows, key, error)
         return in_json({"detail": found}, 422)
-    except Exception:  # counted, and told in the log, as no other request is harmed
-        logger.exception("%d rows cannot be scored", len(rows))
-        return in_json({"detail": "an error of the service, which its log tells"}, 500)
     told = {"version": served.version, "parameters_sha256": served.parameters_sha256}
     return in_json({"predictions": found.tolist(), **told})
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfm import jobs
+from dfm.data import canonical
 from dfm.data.canonical import arrow_array
 from dfm.data.columns import parse_numbers
 from dfm.data.derive import FUNCTIONS, derive, parse
@@ -115,6 +116,36 @@ def test_a_number_is_never_missing_whatever_stands_beside_it(values: list[Any], 
     assert len(set(map(str, alone))) > 2
 
 
+def test_a_number_in_a_categorical_of_pandas_is_never_missing() -> None:
+    schema = resolve(Schema(categorical=("x",), missing=("0",)), ["label", "x"])
+    together = entries_in_rows(schema, pd.DataFrame({"x": pd.Series([0, "7", "0"], dtype="category")}))
+    assert together == [[(category("x", text), 1.0)] for text in ("0", "7", None)]
+
+
+GAPS_IN_TEXT = {
+    "NaN": ["a", math.nan, "NA"] * 5,
+    "pandas' missing value": ["a", pd.NA, "NA"] * 5,
+    "None": ["a", None, "NA"] * 5,
+    "lists": [["a", None], None, ["NA", "b"]] * 5,
+    "another number": ["a", 7, "NA"] * 5,
+}
+
+
+@pytest.mark.parametrize("values", GAPS_IN_TEXT.values(), ids=GAPS_IN_TEXT)
+def test_texts_are_written_again_only_where_a_number_is_one_that_means_missing(
+    values: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of Python are the slowest part of a prediction."""
+    written, value_text = [], canonical.value_text
+    column = np.array([*values, None], object)[:-1]
+    array = pa.chunked_array([arrow_array(column)]).combine_chunks()
+    monkeypatch.setattr(canonical, "value_text", lambda value: written.append(value) or value_text(value))
+    assert canonical.texts_apart(column, array, ("NA",), False) is None
+    assert canonical.texts_apart(values, array, ("NA",), False) is None
+    assert {*written} <= {7}
+    assert len(written) <= 2
+
+
 @pytest.mark.parametrize("form", [dict, pd.DataFrame])
 def test_a_quantity_is_never_missing_whatever_stands_beside_it(form: Callable[[Any], Any]) -> None:
     schema = resolve(Schema(numeric=("x", "y"), derive={"h": "hour(t)"}, missing=("0",)), ["label", "x", "y", "t"])
@@ -146,6 +177,16 @@ def test_text_is_split_at_the_separator(kind):
     ]
     with pytest.raises(DataError, match=r'schema\.list_separator = "\|"'):
         encoded({"l": array}, lists=["l"])
+
+
+@pytest.mark.parametrize("beside", ["b", None, 0, 3, "0"])
+def test_elements_of_text_that_mean_missing_are_missing_whatever_stands_beside_the_row(beside: Any) -> None:
+    schema = resolve(Schema(lists=("l",), list_separator="|", missing=("0",)), ["label", "l"])
+    half = round(2**-0.5, 6)
+    assert entries_in_rows(schema, {"l": ["a|0", beside]})[0] == [
+        (category("l", "a"), half),
+        (category("l", None), half),
+    ]
 
 
 WEIGHTED = [{"a": 3.0, "b": 4.0}, {"b": -2.0}, {}, None]

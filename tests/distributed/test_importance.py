@@ -20,12 +20,16 @@ from dfm import jobs
 from dfm.cli.app import cli
 from dfm.cli.console import importance_table, wide_console
 from dfm.data.draw import sampled
+from dfm.data.encoding import encode_batch
+from dfm.data.schema import ResolvedSchema, resolve
 from dfm.distributed import importance
 from dfm.errors import DataError, SettingsError
 from dfm.estimators import FMClassifier
 from dfm.events import faults_of
-from dfm.model.importance import Sample, donors_of
+from dfm.model.importance import Sample, donors_of, without
 from dfm.model.objective import LossInfo
+from dfm.model.rows import batches_of
+from dfm.settings.tables import Schema
 from dfm.training import plan
 from tests.distributed.test_held_out import tables_of, write_log
 from tests.support.small_jobs import in_process_client
@@ -174,6 +178,22 @@ def test_batches_that_are_scored_together_are_permuted_one_by_one() -> None:
         alone = [Sample.joined([part]).permuted(column, repeat, donors).to_pydict() for part in parts]
         expected = {name: [*alone[0][name], *alone[1][name]] for name in ("text", "number")}
         assert both.permuted(column, repeat, donors).to_pydict() == expected
+
+
+def test_a_number_whose_text_means_a_missing_value_stays_a_number_in_changed_rows() -> None:
+    """Three texts and a number, as rows of Python have them, beside the same rows with nothing to look up."""
+    schema = resolve(Schema(categorical=("a",), missing=("0",)), ["label", "a"])
+    (mixed,) = batches_of({"a": ["7", 0, "0", "b"]}, ("a",), (), schema.missing)
+    told = pa.record_batch({"a": ["7", "0", None, "b"]})
+    plain = dataclasses.replace(schema, missing=())
+
+    def indices(rows: list[pa.RecordBatch], by: ResolvedSchema) -> list[list[int]]:
+        both = Sample.joined([(f"{n}", each) for n, each in enumerate(rows)])
+        changed = [both.data, both.permuted("a", 0, donors_of(rows, ["a"])), without(both.data, "a")]
+        return [encode_batch(each, by, 18, {}, None).rows.indices.tolist() for each in changed]
+
+    for n in (1, 2):
+        assert indices([mixed] * n, schema) == indices([told] * n, plain)
 
 
 def test_a_column_that_files_are_cut_by_is_as_important_as_ever(

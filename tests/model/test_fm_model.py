@@ -490,6 +490,14 @@ def test_rows_that_no_load_would_take_do_not_become_golden(
     assert not (tmp_path / "model").exists()
 
 
+def test_golden_rows_that_no_python_can_hold_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    rows = pa.table({"site": pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())})
+    model = model_of_schema(resolve(Schema(categorical=("site",)), ["label", "site"]), pa.table({"site": ["a", "b"]}))
+    with pytest.raises(ModelError, match=r"do not come back from Parquet \(.*\); save the model with others, or none"):
+        model.save(str(tmp_path / "model"), golden=rows)
+    assert not (tmp_path / "model").exists()
+
+
 def test_golden_rows_that_are_no_table_are_refused_before_anything_is_written(
     model: FMModel, rows: pa.Table, tmp_path: Path
 ) -> None:

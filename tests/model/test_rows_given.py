@@ -295,11 +295,13 @@ def test_a_row_of_nothing_but_lists_is_a_row() -> None:
     assert separated.predict({"tags": ["t1|t2", "t1"]}).shape == (2,)
     with pytest.raises(DataError, match="2 rows where one is expected"):
         model.predict_one({"tags": [["t1"], ["t2"]]})
-    assert model.predict_one({"tags": [["t1", "t2"]]}) == one
+    assert model.predict_one({"tags": [["t1", "t2"]]}) == model.predict_one({"tags": [("t1", "t2")]}) == one
 
 
 @pytest.mark.parametrize("separator", ["", "|"])
-@pytest.mark.parametrize("tags", [{"t1": 3.0}, [("t1", 3.0)], [("t1", 3.0), ("t2", 0.5)], {}, [], None, ["t1", "t2"]])
+@pytest.mark.parametrize(
+    "tags", [{"t1": 3.0}, [("t1", 3.0)], [("t1", 3.0), ("t2", 0.5)], [["t1", 0.5]], {}, [], None, ["t1", "t2"]]
+)
 def test_one_row_of_lists_is_the_row_that_it_is_in_a_list_of_rows(separator: str, tags: Any) -> None:
     model = make_model({"lists": ("tags",), "list_separator": separator}, min_count=1)
     expected = float(model.predict([{"tags": tags}])[0])

@@ -8,15 +8,19 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from dfm.data.schema import resolve
 from dfm.data.transforms import TRANSFORMS, NumberStatistics
 from dfm.errors import DataError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.inspection import describe_token, top_tokens
+from dfm.model.rows import batches_of
 from dfm.model.token_names import PER_UNIT, RARE, TokenNames
 from dfm.model.tokens import MISSING
-from tests.support.small_models import EVERY_KIND, make_model, random_table
+from dfm.settings.tables import Schema
+from tests.support.small_models import EVERY_KIND, make_model, model_of_schema, random_table
 
 NOTHING: dict[str, Any] = {"site": None, "zone": None, "visits": None, "price": None, "age": None, "tags": []}
 KNOWN = NumberStatistics((-2.0, 1.0, 2.5), 0.0, 1.0)
@@ -94,6 +98,23 @@ def test_shapes_types_and_values_without_factors(model: FMModel) -> None:
     assert len(without)
     assert not without.any()
     assert model.weights("age", [3.0, 4.0]).tolist() == [model.weights("age", [1.0])[0]] * 2
+
+
+@pytest.mark.parametrize("kind", ["categorical", "lists"])
+def test_a_number_whose_text_means_a_missing_value_is_a_value(kind: str) -> None:
+    rows = pa.table({"a": ["0", "7", "b", None] * 5})
+    rows = rows if kind == "categorical" else pa.table({"a": [[text] for text in rows["a"].to_pylist()]})
+    known = model_of_schema(resolve(Schema(**{kind: ("a",)}), ["label", "a"]), rows, min_count=1)
+    named = dataclasses.replace(known, schema=dataclasses.replace(known.schema, missing=("0",)))
+    expected = known.parameter_rows("a", ["7", "0", None, "b"]).tolist()
+    assert len({*expected}) == 4
+    assert named.parameter_rows("a", ["7", 0, "0", "b"]).tolist() == expected
+    np.testing.assert_array_equal(named.factors("a", [0, "7"]), known.factors("a", ["0", "7"]))
+    names = TokenNames(named)
+    values = ["7", 0, "b"] if kind == "categorical" else [["7"], [0], ["b"]]
+    for batch in batches_of({"a": values}, ("a",), (), named.schema.missing):
+        names.add(batch)
+    assert {*names.names.values()} == {"7", "0", "b", MISSING}
 
 
 def test_what_is_no_field_or_no_value_is_refused(model: FMModel) -> None:

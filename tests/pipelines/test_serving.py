@@ -278,14 +278,22 @@ def test_health_answers_while_every_thread_scores(tmp_path: Path, monkeypatch: p
         (b'{"rows": [{"\\ud800": 1}]}', 422),
         (b'{"rows": [{"C1": "\xff"}]}', 400),
         (b'{"rows": [{"broken": 1}]}', 500),
+        (b'{"rows": [{"no number": 1}]}', 500),
+        (b'{"rows": [{"not found": 1}]}', 500),
     ],
 )
 def test_a_request_that_nobody_can_score_is_answered_and_counted_as_it_is_answered(
     body: bytes, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(rows: list[Any]) -> Any:
-        raise RuntimeError("broken")
+        if "no number" in rows[0]:
+            return np.array([math.nan])
+        raise DataError("refused") if "not found" in rows[0] else RuntimeError("broken")
 
+    def no_search(*_: Any) -> Any:
+        raise RuntimeError("the search is broken, too")
+
+    monkeypatch.setattr(service, "faults", no_search if code == 500 else service.faults)
     monkeypatch.setitem(engines.ENGINES, "broken", lambda model: broken)
     monkeypatch.setattr(engines, "_warm_up", lambda served: None)
     with serving(published(tmp_path), "broken" if code == 500 else "dfm") as (client, _):
