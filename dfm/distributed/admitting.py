@@ -20,19 +20,21 @@ def admitted(order: Order, inputs: Inputs) -> Order:
     cannot be what the schema makes of them.
     """
     check_shards(order.job, [*inputs.train, *inputs.validation])
-    for shards in (inputs.train, inputs.validation):
-        _check_types(order, inputs, next((shard for shard in shards if shard.n_rows), None))
+    for shards, judges in ((inputs.train, inputs.split.is_needed), (inputs.validation, True)):
+        _check_types(order, inputs, next((shard for shard in shards if shard.n_rows), None), judges)
     check_choice(order.job, inputs)
     check_calibration(order.job, inputs)
     return order.of_fields(inputs.schema)
 
 
-def _check_types(order: Order, inputs: Inputs, shard: Shard | None) -> None:
-    """DataError where the columns of a shard cannot be what the job makes of them."""
+def _check_types(order: Order, inputs: Inputs, shard: Shard | None, judges: bool) -> None:
+    """DataError where the columns of a shard cannot be what the job makes of them. judges: whether some of its rows
+    validate, whose groups are read.
+    """
     if shard is None:
         return
-    schema, split, validates = order.job.schema, inputs.split, bool(inputs.validation_tasks)
-    group = schema.group if validates or is_paired(order.job.model.loss) else ""
+    schema, split = order.job.schema, inputs.split
+    group = schema.group if judges or is_paired(order.job.model.loss) else ""
     time = schema.time if split.bound else split.time
     columns = feature_schema(shard, order.job.data.storage_options)
     try:

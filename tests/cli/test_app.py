@@ -352,6 +352,19 @@ def test_columns_of_types_that_cannot_be_learnt_are_refused_without_a_cluster(
     assert planned == run("train", tmp_path / "job.toml")
 
 
+def test_a_group_of_training_rows_that_nobody_reads_may_be_of_any_type(run: Run, tmp_path: Path) -> None:
+    n = 2_000
+    rows = {"click": [row % 2 for row in range(n)], "C": [f"c{row % 7}" for row in range(n)]}
+    pq.write_table(pa.table({**rows, "user": [["a", "b"]] * n}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({**rows, "user": rows["C"]}), tmp_path / "val.parquet")
+    (tmp_path / "job.toml").write_text(
+        f'[data]\ntrain = "{tmp_path}/train.parquet"\nvalidation = "{tmp_path}/val.parquet"\n'
+        '[schema]\nlabel = "click"\ngroup = "user"\ncategorical = ["C"]\n'
+        f'[output]\ndirectory = "{tmp_path}/out"\n'
+    )
+    assert run("train", tmp_path / "job.toml", "--dry-run")[0] == 0
+
+
 def test_training_for_programs_tells_one_object_a_line(run: Run, job: Path, scheduler: str) -> None:
     code, out, err = run("train", job, "--json", "--scheduler", scheduler)
     assert (code, err) == (0, "")

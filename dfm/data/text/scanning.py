@@ -28,6 +28,7 @@ _FAR = 10_000
 """An exponent beyond which more of it changes nothing."""
 TAB, LINE_END, RETURN, BLANK, HASH, QUOTE, PLUS, MINUS, POINT, ZERO, COLON, PIPE = b"\t\n\r #'+-.0:|"
 _EXPONENT_SIGN = ord("e")
+_LAST_ASCII = 127
 _LOWER = 32
 
 
@@ -186,3 +187,24 @@ def read_hard(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[
 def line_starts(data: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The begin of each line of a buffer, which ends with one, and the end of the last one: int64[n_lines + 1]."""
     return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(data == LINE_END) + 1])
+
+
+def is_utf8(block: NDArray[np.uint8]) -> bool:
+    """Whether a buffer is UTF-8, without a copy of it."""
+    ends = pa.py_buffer(np.array([0, len(block)], np.int64))
+    try:
+        pa.LargeStringArray.from_buffers(1, ends, pa.py_buffer(block)).validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def lines_of_no_utf8(block: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which lines of a block are no UTF-8, bool[n_lines]. A file in another encoding has many: halving the block until
+    a parser refuses each of them alone would take minutes.
+    """
+    found = np.zeros(len(starts) - 1, np.bool_)
+    if not is_utf8(block):
+        for line in np.flatnonzero(np.maximum.reduceat(block, starts[:-1]) > _LAST_ASCII).tolist():
+            found[line] = not is_utf8(block[starts[line] : starts[line + 1]])
+    return found

@@ -22,7 +22,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from dfm.data.text.parsed import LABEL, Fault, Parsed, shown
-from dfm.data.text.scanning import RETURN, line_starts
+from dfm.data.text.scanning import RETURN, line_starts, lines_of_no_utf8
 from dfm.errors import DataError, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -31,13 +31,10 @@ KINDS: dict[str, pa.DataType] = {"text": pa.string(), "number": pa.float64(), "i
 CRITEO_NAMES = (LABEL, *(f"I{number}" for number in range(1, 14)), *(f"C{number}" for number in range(1, 27)))
 _CRITEO_TYPES = (pa.int8(), *[pa.int64()] * 13, *[pa.string()] * 26)
 _WIDTH = re.compile(r"Expected (\d+) columns, got (\d+)")
-_VALUE = re.compile(
-    r"In CSV column #(\d+): .*?(?:conversion error to [^:]+|invalid UTF8 data)(?:: invalid value '(.*)')?", re.DOTALL
-)
+_VALUE = re.compile(r"In CSV column #(\d+): .*?conversion error to [^:]+(?:: invalid value '(.*)')?", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _FOREIGN = re.compile("[\udc80-\udcff]")
 """A byte that is no UTF-8, as Python decodes it (surrogateescape)."""
-_LAST_ASCII = 127
 _HEXADECIMAL, _LONG = r"^\s*[-+]?0[xX]", r"^\s*[-+]?\d{16,}\s*$"
 _PADDED = r"^\s*[-+]?0\d+\s*$"
 _EXACT = 2**53
@@ -85,29 +82,16 @@ class TableReader:
     def parse(self, block: NDArray[np.uint8]) -> Parsed:
         """The rows of a block."""
         starts = line_starts(block)
-        foreign = self._foreign(block, starts)
-        if not foreign:
+        is_kept = ~lines_of_no_utf8(block, starts)
+        if is_kept.all():
             return self._parse(block, starts)
-        is_kept = np.ones(len(starts) - 1, np.bool_)
-        is_kept[[fault.line for fault in foreign]] = False
+        raws = {line: block[starts[line] : starts[line + 1]].tobytes() for line in np.flatnonzero(~is_kept).tolist()}
+        foreign = [Fault(line, self._why_foreign(raw), shown([raw.strip()]), _AS_UTF8) for line, raw in raws.items()]
         block = block[np.repeat(is_kept, np.diff(starts))]
         rest, kept = self._parse(block, line_starts(block)), np.flatnonzero(is_kept)
         faults = [*foreign, *(dataclasses.replace(fault, line=int(kept[fault.line])) for fault in rest.faults)]
         faults.sort(key=lambda fault: fault.line)
         return dataclasses.replace(rest, n_lines=len(is_kept), faults=faults)
-
-    def _foreign(self, block: NDArray[np.uint8], starts: NDArray[np.int64]) -> list[Fault]:
-        """The lines that are no UTF-8. A file in another encoding has many: halving a block until Arrow refuses each of
-        them alone would take minutes.
-        """
-        if _is_utf8(block):
-            return []
-        texts = {
-            line: block[starts[line] : starts[line + 1]]
-            for line in np.flatnonzero(np.maximum.reduceat(block, starts[:-1]) > _LAST_ASCII).tolist()
-        }
-        raws = {line: text.tobytes() for line, text in texts.items() if not _is_utf8(text)}
-        return [Fault(line, self._why_foreign(raw), shown([raw.strip()]), _AS_UTF8) for line, raw in raws.items()]
 
     def _why_foreign(self, raw: bytes) -> str:
         """Why a line that is no UTF-8 is no row: the first such column, or that it has not as many as the others."""
@@ -182,14 +166,6 @@ class TableReader:
                 as_text = f"where it is a number, say so: --type {shlex.quote(name + '=number')}"
             return Fault(0, f"column {name!r} is no {kind}", text, as_text)
         return Fault(0, message.splitlines()[0], "")
-
-
-def _is_utf8(block: NDArray[np.uint8]) -> bool:
-    try:
-        block.tobytes().decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _are_blank(block: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -352,6 +328,7 @@ def _looks(
     """The types that Arrow finds in a sample, bad lines left out. Text are integers of more than 64 bits, those that a
     float64 cannot hold among fractions, and hexadecimal numbers: whoever serves such identifiers has text.
     """
+    sample = _of_utf8(sample)
     table = _sample_table(names, sample, separators, convert_options(missing))
     numbers = [field.name for field in table.schema if field.type in (pa.int64(), pa.float64())]
     as_text = pa.schema([pa.field(name, pa.string()) for name in numbers])
@@ -359,9 +336,17 @@ def _looks(
     return [_look(field.type, texts.column(field.name)) for field in table.schema]
 
 
+def _of_utf8(sample: bytes) -> bytes:
+    """The lines of a sample that are UTF-8; all where none is."""
+    block = np.frombuffer(sample if sample.endswith(b"\n") else sample + b"\n", np.uint8)
+    starts = line_starts(block)
+    is_kept = ~lines_of_no_utf8(block, starts)
+    return sample if is_kept.all() or not is_kept.any() else block[np.repeat(is_kept, np.diff(starts))].tobytes()
+
+
 def _look(kind: pa.DataType, column: pa.ChunkedArray) -> _Looks:
-    """The type of a column, given the texts of its numbers. Arrow takes text that is no UTF-8 for bytes, as which no
-    model that learns from them knows the text: as text its lines are bad ones, as they are behind the sample.
+    """The type of a column, given the texts of its numbers. Arrow takes text that is no UTF-8, of a sample that has no
+    other lines, for bytes, as which no model that learns from them knows the text: as text all its lines are bad ones.
     """
     if kind not in (pa.int64(), pa.float64()):
         return _Looks(pa.string() if pa.types.is_binary(kind) else kind)

@@ -7,7 +7,6 @@ weight: one column per namespace. Importances become the column `weight`. Tags a
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -44,6 +43,7 @@ from dfm.data.text.scanning import (
     byte_at,
     is_blank,
     line_starts,
+    lines_of_no_utf8,
     number,
     read_hard,
     texts,
@@ -346,7 +346,7 @@ def _without_far(lines: _Lines, block: NDArray[np.uint8], starts: NDArray[np.int
     far, rows = is_beyond(lines.values), lines.status == IS_ROW
     is_far = rows & (is_beyond(lines.labels) | is_beyond(lines.weights) | (lines.weights < 0))
     is_far[np.repeat(np.arange(len(rows)), np.diff(lines.offsets))[far]] = True
-    no_text = rows & _no_text(block, starts)
+    no_text = rows & lines_of_no_utf8(block, starts)
     if not is_far.any() and not no_text.any():
         return lines
     lines.status[is_far], lines.status[no_text] = _BEYOND, _NO_TEXT
@@ -354,13 +354,3 @@ def _without_far(lines: _Lines, block: NDArray[np.uint8], starts: NDArray[np.int
     keep, offsets = without_lines(~(is_far | no_text), lines.offsets)
     entries = {key: getattr(lines, key)[keep] for key in ("columns", "starts", "ends", "values")}
     return lines._replace(offsets=offsets, **entries)
-
-
-def _no_text(block: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which lines are no UTF-8, bool[n_lines]."""
-    try:
-        block.tobytes().decode()
-    except UnicodeDecodeError:
-        lines = (block[first:last].tobytes() for first, last in itertools.pairwise(starts))
-        return np.array([line.decode(errors="ignore").encode() != line for line in lines])
-    return np.zeros(len(starts) - 1, np.bool_)
