@@ -103,6 +103,17 @@ def test_columns_that_a_fit_does_not_use_are_not_read(tmp_path: Path) -> None:
     assert went_on.fit(shards, "clicked").score(shards, "clicked") == 1.0
 
 
+def test_categories_of_pandas_are_joined_however_many_there_are_together(tmp_path: Path) -> None:
+    """Up to 127 of them have codes of one byte in each file."""
+    rows = frame().assign(site=[f"s{number // 2}" for number in range(N)])
+    halves = [rows[: N // 2], rows[N // 2 :]]
+    shards = written(tmp_path, *(half.assign(site=half["site"].astype("category")) for half in halves))
+    roles = {"categorical": ["site", "ad"], "numeric": ["price"]}
+    learnt = FMClassifier(**roles, **KNOBS).fit(shards, "clicked")
+    same = FMClassifier(**roles, **KNOBS).fit(rows.drop(columns="clicked"), rows["clicked"])
+    np.testing.assert_array_equal(learnt.predict_proba(shards), same.predict_proba(rows))
+
+
 def test_types_that_do_not_go_together_are_told_with_shard_and_column(tmp_path: Path) -> None:
     rows = frame()
     known = FMClassifier(categorical=["site"], numeric=["price"], **KNOBS).fit(rows[["site", "price"]], rows["clicked"])
