@@ -30,6 +30,8 @@ _INDEX = re.compile(r"__null_dask_index__|__index_level_\d+__")
 _PATTERN = re.compile(r"[*?\[]")
 _SCALARS = (*CATEGORY_KINDS, "float")
 _MOST_NAMED = 20
+HOLDS = "it holds "
+"""The reason why a column of a type that no feature has is left out, in front of that type."""
 _NAMELESS = ""
 """The name of a column that nobody can name, nor is read."""
 
@@ -150,7 +152,7 @@ def resolve_told(
     resolved = resolve(inferred, [name for name in known.names if name not in aside])
     if inferred is not schema:
         used = {*resolved.columns, schema.label, schema.weight, schema.time, schema.group}
-        unfit = {name: f"it holds {kind}" for name, kind in kinds.items() if name not in used}
+        unfit = {name: f"{HOLDS}{kind}" for name, kind in kinds.items() if name not in used}
         tell({**aside, **unfit})
         _tell_of_mixed(known, (name for name in inferred.numeric if not _is_among(name, named)))
     else:

@@ -23,6 +23,7 @@ def joined(arrays: Sequence[pa.Array]) -> pa.ChunkedArray:
     """The values of some arrays, of the type that holds all of them exactly: the wider one of numbers, their values of
     dictionaries, moments of days. pa.ArrowException where there is none.
     """
+    arrays = [_with_room(array) for array in arrays]
     if len({array.type for array in arrays}) == 1:
         return pa.chunked_array(arrays)
     try:
@@ -41,6 +42,13 @@ def joined_texts(arrays: Sequence[pa.Array]) -> pa.ChunkedArray:
     TypeError or pa.ArrowException where one holds something else than single values.
     """
     return pa.chunked_array([_texts(plain(without_dictionary(array))) for array in arrays])
+
+
+def _with_room(array: pa.Array) -> pa.Array:
+    """A dictionary with codes that hold the values of all arrays together; any other array as it is."""
+    if not pa.types.is_dictionary(array.type) or array.type.index_type.bit_width >= 32:
+        return array
+    return pa.DictionaryArray.from_arrays(array.indices.cast(pa.int32()), array.dictionary, ordered=array.type.ordered)
 
 
 def _promoted(arrays: Sequence[pa.Array]) -> pa.ChunkedArray:

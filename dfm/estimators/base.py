@@ -145,9 +145,11 @@ class BaseFactorizationMachine(Parametrised):
     def _known_columns(self) -> Wanted:
         """The columns of shards that the features of the fit are made of; of a matrix without names all."""
         if isinstance(self._features, TableFeatures):
-            return Wanted(self._features.schema.columns, numeric_of(self._features.schema))
+            return Wanted.by_schema(self._features.schema, self._features.schema.columns)
         names = getattr(self, "feature_names_in_", None)
-        return Wanted() if names is None else Wanted(list(names), frozenset(names))
+        if names is None:
+            return Wanted()
+        return Wanted(list(names), frozenset(names), self._table_options().missing)
 
     def _by_name(self, X: Any) -> Any:
         """The columns that the fit knows, of a dict or an Arrow table."""
@@ -489,6 +491,7 @@ class BaseFactorizationMachine(Parametrised):
 
             return judged(self, X, y, sample_weight)
         if is_path(X):
+            check_is_fitted(self)
             check_names(y, sample_weight)
             X, y, sample_weight = read_labelled(X, y, sample_weight, self._known_columns())
         return self.predict(X), y, sample_weight

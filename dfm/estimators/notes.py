@@ -11,17 +11,20 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 
+from dfm.data.footers import HOLDS
 from dfm.data.hashing import expected_collisions
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import SettingsError
+from dfm.settings.tables import ModelSettings, Schema
 from dfm.training.diagnosis import column_findings, count_fields
 
 logger = logging.getLogger(__name__)
-_TABLE = re.compile(r"\b(?:schema|model)\.(?=\w)")
-"""The table of a knob: parameters of estimators have none."""
-_HOLDS_MOMENTS = ("it holds date", "it holds time")
+_KNOBS = "|".join(rf"{table.table}\.(?=(?:{'|'.join(table.knobs())})\b)" for table in (Schema, ModelSettings))
+_TABLE = re.compile(rf"""(?<![\w'"/.])(?:{_KNOBS})""")
+"""The table of a knob, which parameters of estimators have none of; in names of columns and paths it stays."""
+_HOLDS_MOMENTS = (f"{HOLDS}date", f"{HOLDS}time")
 _MOST_NAMED = 20
 _MOST_REMEMBERED = 1_000
 

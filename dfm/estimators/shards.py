@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import decimal
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from dfm.data.arrow_types import decoded, plain, shown
 from dfm.data.canonical import value_text
-from dfm.data.columns import parse_numbers
+from dfm.data.columns import LOOKED_UP, parse_numbers
+from dfm.data.derive import without_missing
 from dfm.data.duplicates import check_named_once
-from dfm.data.footers import resolve_shards
+from dfm.data.footers import HOLDS, resolve_shards
 from dfm.data.joining import joined, joined_texts, without_dictionary
 from dfm.data.parquet import Batch, Shard, Unit, feature_schema, find_shards, naming_shard, read_unit
-from dfm.data.schema import Schema
+from dfm.data.schema import ResolvedSchema, Schema
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.features import TableOptions, is_path
 from dfm.estimators.labels import one_class_only
@@ -37,10 +38,23 @@ def paths_of(given: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Columns to read, in order (None: all that the first shard has), and which of them are read as numbers."""
+    """Columns to read, in order (None: all that the first shard has), and how.
+
+    numbers: those that are read as numbers. missing: texts that mean a missing value. split: columns whose text is
+    split into a list, in which these texts are looked up later. label: the column of labels; "" for none.
+    """
 
     columns: Sequence[str] | None = None
     numbers: Collection[str] = ()
+    missing: tuple[str, ...] = ()
+    split: Collection[str] = ()
+    label: str = ""
+
+    @classmethod
+    def by_schema(cls, schema: ResolvedSchema, columns: Sequence[str]) -> Self:
+        """Columns of a schema, read as it says."""
+        lists = {entry.name for entry in schema.fields if entry.kind == "list"} if schema.list_separator else set()
+        return cls(columns, numeric_of(schema), schema.missing, lists)
 
 
 def read_shards(paths: Any, wanted: Wanted = Wanted()) -> pa.Table:
@@ -61,19 +75,34 @@ def _read(shards: Sequence[Shard], wanted: Wanted) -> pa.Table:
     units = [unit for task in plan_reading(shards) for unit in task]
     names = feature_schema(shards[0]).names if wanted.columns is None else list(wanted.columns)
     batches = [batch for unit in units for batch in read_unit(unit, names)]
-    return pa.table({name: _column(name, batches, name in wanted.numbers) for name in names})
+    columns = {name: _column(name, batches, wanted) for name in names}
+    fields = [pa.field(name, column.type, metadata=mark) for name, (column, mark) in columns.items()]
+    return pa.Table.from_arrays([column for column, _ in columns.values()], schema=pa.schema(fields))
 
 
-def _column(name: str, batches: Sequence[Batch], is_number: bool) -> pa.ChunkedArray:
-    """A column of all batches, in a type that holds what each has: numbers as they are read, categories as hashed."""
+def _column(
+    name: str, batches: Sequence[Batch], wanted: Wanted
+) -> tuple[pa.ChunkedArray, Mapping[bytes, bytes] | None]:
+    """A column of all batches, in a type that holds what each has: numbers as they are read, categories as hashed; and
+    its metadata. Texts that mean a missing value are looked up before numbers become text, which could be one of them.
+    """
     arrays = [batch.data.column(name) for batch in batches]
     try:
-        return joined(arrays)
+        return joined(arrays), None
     except pa.ArrowException:
-        if is_number:
-            return pa.chunked_array([_numbers(name, batch) for batch in batches], pa.float64())
+        if name in wanted.numbers:
+            return pa.chunked_array([_numbers(name, batch, wanted.missing) for batch in batches], pa.float64()), None
+    if name == wanted.label:
+        return _labels(name, batches), None
+    missing = () if name in wanted.split else wanted.missing
+    return _joined_texts(name, batches, missing), LOOKED_UP if missing else None
+
+
+def _joined_texts(name: str, batches: Sequence[Batch], missing: tuple[str, ...] = ()) -> pa.ChunkedArray:
+    """A column of all batches as text, null for texts that are listed. DataError where one holds no single values."""
+    arrays = [batch.data.column(name) for batch in batches]
     try:
-        return joined_texts(arrays)
+        return joined_texts([without_missing(array, missing) for array in arrays])
     except (pa.ArrowException, TypeError) as error:
         other = next(batch for batch in batches if batch.data.column(name).type != arrays[0].type)
         raise DataError(
@@ -82,9 +111,32 @@ def _column(name: str, batches: Sequence[Batch], is_number: bool) -> pa.ChunkedA
         ) from error
 
 
-def _numbers(name: str, batch: Batch) -> pa.Array:
+def _labels(name: str, batches: Sequence[Batch]) -> pa.ChunkedArray:
+    """Labels of several types: numbers, whole ones as int64, where all lie from 0 to 1, and otherwise texts."""
+    numbers = [_from_0_to_1(batch.data.column(name), name) for batch in batches]
+    if any(array is None for array in numbers):
+        return _joined_texts(name, batches)
+    column = pa.chunked_array(numbers, pa.float64())
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:  # shares
+        return column
+
+
+def _from_0_to_1(array: pa.Array, name: str) -> pa.Array | None:
+    """Labels as float64, null where missing; None where one is no number from 0 to 1."""
+    try:
+        values, present, unparsed = parse_numbers(array, name)
+    except DataError:  # moments
+        return None
+    present &= ~np.isnan(values)
+    is_legal = (values >= 0) & (values <= 1) & ~unparsed
+    return pa.array(values, mask=~present) if is_legal[present].all() else None
+
+
+def _numbers(name: str, batch: Batch, missing: tuple[str, ...]) -> pa.Array:
     """A column of a batch as float64, null where missing. DataError where it holds text that is no number."""
-    array = batch.data.column(name)
+    array = without_missing(batch.data.column(name), missing)
     with naming_shard(batch):
         values, present, unparsed = parse_numbers(array, name)
         if unparsed.any():
@@ -102,15 +154,32 @@ def check_names(y: Any, sample_weight: Any) -> None:
 
 
 def read_to_fit(paths: Any, y: str, sample_weight: str | None, options: TableOptions) -> tuple[pa.Table, Any, Any]:
-    """As `read_labelled`, of the columns that a job of these options makes features of: types of all shards decide."""
+    """As `read_labelled`, of the columns that a job of these options makes features of: types of all shards decide.
+
+    Columns whose type makes no feature are there without their values: in memory they, too, make a table of floats one
+    that is no matrix.
+    """
     shards = _found(paths)
     _check_there(shards[0], y, sample_weight)
     schema = Schema(label=y, weight=sample_weight or "", **options.of_schema())
+    left_out: dict[str, str] = {}
     with naming_parameters():
-        resolved = resolve_shards(schema, shards, tell=tell_left_out)
-    used = {*resolved.columns}
-    columns = [name for name in feature_schema(shards[0]).names if name in used]
-    return _labelled(shards, y, sample_weight, Wanted(columns, numeric_of(resolved)))
+        resolved = resolve_shards(schema, shards, tell=left_out.update)
+    unfit = {name for name, why in left_out.items() if why.startswith(HOLDS)}
+    # What is unfit is told by the fit, as of any table.
+    tell_left_out({name: why for name, why in left_out.items() if name not in unfit})
+    names, used = feature_schema(shards[0]).names, {*resolved.columns}
+    wanted = Wanted.by_schema(resolved, [name for name in names if name in used])
+    table, labels, weights = _labelled(shards, y, sample_weight, wanted)
+    for name in unfit:
+        table = table.append_column(name, pa.nulls(table.num_rows, _type_of(name, shards)))
+    return table.select([name for name in names if name in used | unfit]), labels, weights
+
+
+def _type_of(name: str, shards: Sequence[Shard]) -> pa.DataType:
+    """The type of a column in the first shard that has values in it."""
+    kinds = (feature_schema(shard).field(name).type for shard in shards)
+    return next(kind for kind in kinds if not pa.types.is_null(kind))
 
 
 def read_labelled(paths: Any, y: str, sample_weight: str | None, wanted: Wanted) -> tuple[pa.Table, Any, Any]:
@@ -121,12 +190,13 @@ def read_labelled(paths: Any, y: str, sample_weight: str | None, wanted: Wanted)
     _check_there(shards[0], y, sample_weight)
     names = feature_schema(shards[0]).names if wanted.columns is None else wanted.columns
     others = [name for name in names if name not in (y, sample_weight)]
-    return _labelled(shards, y, sample_weight, Wanted(others, wanted.numbers))
+    return _labelled(shards, y, sample_weight, replace(wanted, columns=others))
 
 
 def _labelled(shards: Sequence[Shard], y: str, sample_weight: str | None, wanted: Wanted) -> tuple[pa.Table, Any, Any]:
     special = [name for name in (y, sample_weight) if name]
-    table = _read(shards, Wanted([*dict.fromkeys([*(wanted.columns or ()), *special])], wanted.numbers))
+    columns = [*dict.fromkeys([*(wanted.columns or ()), *special])]
+    table = _read(shards, replace(wanted, columns=columns, label=y))
     weights = None if sample_weight is None else table.column(sample_weight).to_numpy()
     return table.select(wanted.columns), table.column(y).to_numpy(), weights
 
@@ -161,16 +231,17 @@ def labels_by_task(paths: Sequence[str], column: str) -> list[tuple[Sequence[Uni
 
 def classes_of(labels: set[Any], column: str) -> tuple[NDArray[Any], tuple[str, ...]]:
     """The two classes that a job tells apart, of distinct labels in shards, and the text of the second one for its
-    schema, unless labels are 0 and 1 or between. ValueError where there is one label only, DataError where there are
-    several.
+    schema, unless labels are 0 and 1 or between: as numbers, or as texts of which there are more than two. ValueError
+    where there is one label only, DataError where there are several.
     """
-    if len(labels) == 1:
-        raise ValueError(one_class_only(*labels))
-    is_text = any(isinstance(label, str) for label in labels)
-    if not is_text and all(isinstance(label, _NUMBERS) and 0 <= label <= 1 for label in labels):
+    numbers = _numbers_among(labels, column)
+    are_alike = len({type(label) for label in labels}) == 1 or all(isinstance(label, _NUMBERS) for label in labels)
+    known = sorted(numbers or (labels if are_alike else {value_text(label) for label in labels}))
+    if len(known) == 1:
+        raise ValueError(one_class_only(*known))
+    if numbers is not None:
         is_truth = labels and all(isinstance(label, bool) for label in labels)
         return np.array([False, True] if is_truth else [0, 1]), ()
-    known = sorted({value_text(label) for label in labels} if is_text else labels)
     if len(known) > 2:
         shown_first = ", ".join(map(repr, known[:_MOST_SHOWN]))
         raise DataError(
@@ -178,7 +249,18 @@ def classes_of(labels: set[Any], column: str) -> tuple[NDArray[Any], tuple[str, 
             "a cluster tells two classes apart: leave client out, so that rows are read into this process, or write a "
             "column of two labels for each class"
         )
-    return np.array(known, object if is_text else None), (value_text(known[1]) or "",)
+    return np.array(known, object if isinstance(known[0], str) else None), (value_text(known[1]) or "",)
+
+
+def _numbers_among(labels: set[Any], column: str) -> set[Any] | None:
+    """Labels as numbers; None where one is no number from 0 to 1, and of two texts, which are classes as they are."""
+    texts = {label for label in labels if isinstance(label, str)}
+    others = labels - texts
+    are_classes = not others and 0 < len(texts) < 3
+    if are_classes or not all(isinstance(label, _NUMBERS) and 0 <= label <= 1 for label in others):
+        return None
+    parsed = _from_0_to_1(pa.array(texts, pa.string()), column)
+    return None if parsed is None else others | {*parsed.drop_null().to_pylist()}
 
 
 def read_evaluation(eval_set: tuple[Any, Any, Any], wanted: Wanted) -> tuple[Any, Any, Any]:

@@ -16,11 +16,13 @@ import pytest
 pytest.importorskip("sklearn", minversion="1.6")
 pd = pytest.importorskip("pandas")
 
+from sklearn.exceptions import NotFittedError
+
 from dfm.data.joining import joined
 from dfm.data.parquet import find_shards
 from dfm.errors import DataError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor
-from dfm.estimators.shards import Wanted, read_shards
+from dfm.estimators.shards import Wanted, classes_of, read_shards
 
 KNOBS: dict[str, Any] = {"n_factors": 2, "n_epochs": 2, "random_state": 0, "early_stopping": False}
 N = 300
@@ -101,6 +103,118 @@ def test_columns_that_a_fit_does_not_use_are_not_read(tmp_path: Path) -> None:
     ).predict_interval(shards).shape == (2 * N, 2)
     went_on = FMClassifier(categorical=["site", "device"], warm_start=True, **KNOBS).fit(shards, "clicked")
     assert went_on.fit(shards, "clicked").score(shards, "clicked") == 1.0
+
+
+def mixed(folder: Path, integers: list[Any], texts: list[Any], column: str = "x") -> str:
+    """Two shards that hold a column as integers and as text; label is 1 in every other row."""
+    return written(
+        folder, *(pd.DataFrame({column: part, "label": np.arange(len(part)) % 2}) for part in (integers, texts))
+    )
+
+
+def test_integers_among_texts_are_never_taken_for_a_text_that_means_missing(tmp_path: Path) -> None:
+    shards = mixed(tmp_path, [0, 1] * 50, ["1", "0"] * 50)
+    fitted = FMClassifier(categorical=["x"], missing=["0"], **{**KNOBS, "n_epochs": 20}).fit(shards, "label")
+    rows = pd.DataFrame({"x": [0, 1]})
+    in_memory = FMClassifier(categorical=["x"], missing=["0"], **{**KNOBS, "n_epochs": 20}).fit(
+        {"x": [0, 1] * 50 + ["1", None] * 50}, [0, 1] * 100
+    )
+    np.testing.assert_allclose(fitted.predict_proba(rows), in_memory.predict_proba(rows), atol=1e-6)
+    both = np.concatenate([fitted.predict_proba(str(tmp_path / f"{number}.parquet")) for number in range(2)])
+    np.testing.assert_array_equal(fitted.predict_proba(shards), both)
+    assert fitted.predict_proba(rows)[0, 0] > 0.8
+
+
+def test_texts_that_mean_missing_are_looked_up_in_lists_that_a_separator_splits(tmp_path: Path) -> None:
+    shards = mixed(tmp_path, [3, 1], ["1|NA", "3"])
+    lists: dict[str, Any] = {"lists": ["x"], "list_separator": "|", "missing": ["NA"]}
+    fitted = FMClassifier(**lists, **KNOBS).fit(shards, "label")
+    same = FMClassifier(**lists, **KNOBS).fit({"x": ["3", "1", "1|NA", "3"]}, [0, 1, 0, 1])
+    np.testing.assert_array_equal(fitted.model_.vocabulary.ids, same.model_.vocabulary.ids)
+
+
+def test_texts_that_mean_missing_are_no_numbers_that_are_wrong(tmp_path: Path) -> None:
+    shards = mixed(tmp_path, [3, 1, 2, 5], ["4", "NA", "2", "1"])
+    fitted = FMClassifier(numeric=["x"], missing=["NA"], **KNOBS).fit(shards, "label")
+    same = FMClassifier(numeric=["x"], missing=["NA"], **KNOBS).fit(
+        {"x": [3, 1, 2, 5, 4, None, 2, 1]}, [0, 1, 0, 1, 0, 1, 0, 1]
+    )
+    rows = pd.DataFrame({"x": [1, 2, None]})
+    np.testing.assert_array_equal(fitted.predict_proba(rows), same.predict_proba(rows))
+    with pytest.raises(DataError, match="'NA', which is no number"):
+        FMClassifier(numeric=["x"], **KNOBS).fit(shards, "label")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["from the first shard on", "in a later shard"])
+def test_floats_beside_a_column_that_is_no_feature_make_a_table_as_in_memory(
+    tmp_path: Path, late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = frame()[["price"]].assign(q=np.linspace(0, 1, N), when=pd.Timestamp("2026-11-20"))
+    labels = (rows["q"] > 0.5).astype(int)
+    parts = [rows[: N // 2].assign(when=None if late else rows["when"]), rows[N // 2 :]]
+    shards = written(tmp_path, *(part.assign(label=labels[part.index]) for part in parts))
+    with caplog.at_level(logging.WARNING, "dfm"):
+        fitted = FMClassifier(**KNOBS).fit(shards, "label")
+    same = FMClassifier(**KNOBS).fit(rows, labels)
+    assert fitted.model_.schema == same.model_.schema
+    np.testing.assert_array_equal(fitted.predict_proba(rows), same.predict_proba(rows))
+    np.testing.assert_array_equal(fitted.predict_proba(shards), same.predict_proba(rows))
+    assert caplog.text.count("'when' (it holds timestamp)") <= 1
+
+
+def test_categories_of_pandas_are_joined_however_many_there_are_together(tmp_path: Path) -> None:
+    """Up to 127 of them have codes of one byte in each file."""
+    rows = frame().assign(site=[f"s{number // 2}" for number in range(N)])
+    halves = [rows[: N // 2], rows[N // 2 :]]
+    shards = written(tmp_path, *(half.assign(site=half["site"].astype("category")) for half in halves))
+    roles = {"categorical": ["site", "ad"], "numeric": ["price"]}
+    learnt = FMClassifier(**roles, **KNOBS).fit(shards, "clicked")
+    same = FMClassifier(**roles, **KNOBS).fit(rows.drop(columns="clicked"), rows["clicked"])
+    np.testing.assert_array_equal(learnt.predict_proba(shards), same.predict_proba(rows))
+
+
+def test_an_estimator_that_was_not_fitted_judges_no_shards(tmp_path: Path) -> None:
+    shards = written(tmp_path, frame())
+    for estimator in (FMClassifier(), FMRegressor()):
+        with pytest.raises(NotFittedError):
+            estimator.score(shards, "clicked")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "classes"),
+    [
+        ([0, 1], ["0.0", "1.0"], [0, 1]),
+        ([True, False], ["1", "0"], [0, 1]),
+        ([0.0, 1.0], ["1", "0.0"], [0, 1]),
+        ([3, 1], ["3", "1"], ["1", "3"]),
+        ([0, 1], ["no", "1"], ["0", "1", "no"]),
+        ([20, 30], [datetime.date(2026, 11, 20)] * 2, ["20", "2026-11-20", "30"]),
+    ],
+)
+def test_labels_of_several_types_are_the_numbers_that_a_job_reads_and_else_texts(
+    tmp_path: Path, first: list[Any], second: list[Any], classes: list[Any]
+) -> None:
+    rows = frame()[["site", "price"]]
+    parts = [rows[: N // 2].assign(y=first * (N // 4)), rows[N // 2 :].assign(y=second * (N // 4))]
+    named = FMClassifier(categorical=["site"], numeric=["price"], **KNOBS)
+    assert named.fit(written(tmp_path, *parts), "y").classes_.tolist() == classes
+    if len(classes) == 2:
+        on_a_cluster, positive = classes_of({*first, *second}, "y")
+        assert on_a_cluster.tolist() == classes
+        assert positive == (() if classes == [0, 1] else ("3",))
+
+
+@pytest.mark.parametrize("labels", [{"0", "0.3", "1"}, {"0", "1", "0.0", "1.0"}, {0.5, "1"}, {0, 1}, set()])
+def test_a_job_takes_texts_for_shares_where_they_are_no_two_classes(labels: set[Any]) -> None:
+    classes, positive = classes_of(labels, "y")
+    assert (classes.tolist(), positive) == ([0, 1], ())
+
+
+def test_a_job_of_two_texts_or_of_dates_tells_them_apart_as_they_are() -> None:
+    assert classes_of({"0", "1"}, "y")[1] == ("1",)
+    assert classes_of({datetime.date(2026, 1, 2), 3}, "y")[0].tolist() == ["2026-01-02", "3"]
+    with pytest.raises(ValueError, match="one class only"):
+        classes_of({1, "1.0"}, "y")
 
 
 def test_types_that_do_not_go_together_are_told_with_shard_and_column(tmp_path: Path) -> None:

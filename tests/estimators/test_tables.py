@@ -19,6 +19,7 @@ from dfm.data.encoding import encode_batch
 from dfm.data.schema import Schema, resolve
 from dfm.errors import DataError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
+from dfm.estimators.notes import naming_parameters
 from tests.support.small_jobs import in_process_client
 
 RNG = np.random.default_rng(1)
@@ -348,3 +349,26 @@ def test_a_number_beside_text_that_means_missing_is_learnt_as_it_is_scored_alone
             ],
             atol=1e-6,
         )
+
+
+@pytest.mark.parametrize(
+    ("of_a_job", "of_an_estimator"),
+    [
+        ('schema.categorical names "model.optimizer", which', 'categorical names "model.optimizer", which'),
+        ("schema.derive.hour names 'schema.weight'", "derive.hour names 'schema.weight'"),
+        (
+            "in /data/model.loss/0.parquet, or lower model.n_factors",
+            "in /data/model.loss/0.parquet, or lower n_factors",
+        ),
+        ("There are: model.year, schema.labels.", "There are: model.year, schema.labels."),
+    ],
+)
+def test_errors_name_parameters_and_leave_names_of_columns_and_paths_as_they_are(of_a_job, of_an_estimator):
+    with pytest.raises(SettingsError) as caught, naming_parameters():
+        raise SettingsError(of_a_job)
+    assert str(caught.value) == of_an_estimator
+
+
+def test_a_column_is_told_by_its_whole_name():
+    with pytest.raises(SettingsError, match=r'^categorical names "brand", .* There are: model\.year, model\.make\.$'):
+        FMClassifier(categorical=["brand"]).fit({"model.year": [1, 2], "model.make": ["a", "b"]}, [0, 1])
