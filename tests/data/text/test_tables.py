@@ -104,6 +104,17 @@ def test_text_that_is_no_utf8_is_told_by_its_line_and_column_and_written_by_no_o
     assert pq.read_schema(tmp_path / "shards" / "part-00000-00000.parquet").field("city").type == pa.string()
 
 
+def test_lines_that_are_no_utf8_say_nothing_of_types(tmp_path: Path) -> None:
+    rows = [b"%d,2026-11-%02d" % (day, day) for day in range(1, 29)]
+    (tmp_path / "log.csv").write_bytes(
+        b"\n".join([b"i,day", *rows[:9], b"\xff,2026-11-30", *rows[9:], b"7,\xa0"]) + b"\n"
+    )
+    to = str(tmp_path / "shards")
+    done = convert(str(tmp_path / "log.csv"), to, on_bad_rows="skip", max_bad_fraction=0.1)
+    assert (done.account.rejected, done.account.good) == (2, 28)
+    assert pq.read_table(to).schema.types == [pa.int64(), pa.date32()]
+
+
 def test_other_delimiters_and_files_without_header(tmp_path: Path) -> None:
     assert converted(tmp_path, "a;b\n1;x\n", delimiter=";").to_pylist() == [{"a": 1, "b": "x"}]
     found = converted(tmp_path, "1,x\n2,y\n", header=False)
