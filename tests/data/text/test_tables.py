@@ -111,8 +111,9 @@ def test_lines_that_are_no_utf8_say_nothing_of_types(tmp_path: Path) -> None:
     )
     to = str(tmp_path / "shards")
     done = convert(str(tmp_path / "log.csv"), to, on_bad_rows="skip", max_bad_fraction=0.1)
-    assert (done.account.rejected, done.account.good) == (2, 28)
-    assert pq.read_table(to).schema.types == [pa.int64(), pa.date32()]
+    assert done.account.rejected == 2
+    table = pq.read_table(to)
+    assert (table.num_rows, table.schema.types) == (28, [pa.int64(), pa.date32()])
 
 
 def test_other_delimiters_and_files_without_header(tmp_path: Path) -> None:
