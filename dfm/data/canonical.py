@@ -352,6 +352,8 @@ def texts_apart(values: Any, array: pa.Array, missing: Collection[str], are_numb
     are_mixed = _is_objects(values) or str(getattr(values, "dtype", "")) == "category"
     if not missing or not are_mixed or array.type not in (pa.string(), pa.list_(pa.string())):
         return None
+    if _is_objects(values) and set(map(type, values)) <= {str, type(None)}:
+        return None
     text_of = functools.partial(_text_apart, missing=missing, are_numbers=are_numbers)
     became_text = _texts(_other_than_texts(values, array.type), text_of)
     if became_text is None or set(missing).isdisjoint(became_text):

@@ -144,12 +144,14 @@ class BaseFactorizationMachine(Parametrised):
 
     def _known_columns(self) -> Wanted:
         """The columns of shards that the features of the fit are made of; of a matrix without names all."""
-        if isinstance(self._features, TableFeatures):
-            return Wanted.by_schema(self._features.schema, self._features.schema.columns)
         names = getattr(self, "feature_names_in_", None)
-        if names is None:
-            return Wanted()
-        return Wanted(list(names), frozenset(names), self._table_options().missing)
+        if isinstance(self._features, TableFeatures):
+            wanted = Wanted.by_schema(self._features.schema, self._features.schema.columns)
+        elif names is None:
+            wanted = Wanted()
+        else:
+            wanted = Wanted(list(names), frozenset(names), self._table_options().missing)
+        return dataclasses.replace(wanted, labels=self._encoding.stored_as)
 
     def _by_name(self, X: Any) -> Any:
         """The columns that the fit knows, of a dict or an Arrow table."""

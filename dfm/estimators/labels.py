@@ -22,6 +22,9 @@ def one_class_only(label: Any) -> str:
     return f"y has one class only, {label!r}: a classifier needs two to tell apart"
 
 
+NUMBERS, TEXTS = "numbers", "texts"
+
+
 @dataclass(frozen=True)
 class LabelEncoding:
     """Encoding of labels as trained: classes (their numbers are stored) or a unit and the least legal number; weights
@@ -34,6 +37,15 @@ class LabelEncoding:
     class_weights: NDArray[np.float64] | None = None
     mean_weight: float = 1.0
     least: float = -math.inf
+
+    @property
+    def stored_as(self) -> str:
+        """NUMBERS or TEXTS, as which labels that files have as either are read; "" where the fit does not tell."""
+        if self.classes is None:
+            return ""
+        kind = self.classes.dtype.kind
+        texts = kind in "US" or (kind == "O" and all(isinstance(each, str) for each in self.classes))
+        return TEXTS if texts else NUMBERS if kind in "iuf" else ""
 
     def check(self, summary: LabelSummary) -> None:
         """DataError where a label is none of the classes, or less than is legal."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.arrow_types import decoded, plain, shown
+from dfm.data.arrow_types import decoded, is_number, is_text, plain, shown, type_of_values
 from dfm.data.canonical import value_text
 from dfm.data.columns import LOOKED_UP, parse_numbers
 from dfm.data.derive import without_missing
@@ -23,7 +24,7 @@ from dfm.data.parquet import Batch, Shard, Unit, feature_schema, find_shards, na
 from dfm.data.schema import ResolvedSchema, Schema
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.features import TableOptions, is_path
-from dfm.estimators.labels import one_class_only
+from dfm.estimators.labels import NUMBERS, TEXTS, one_class_only
 from dfm.estimators.notes import naming_parameters, tell_left_out
 from dfm.model.rows import numeric_of
 from dfm.training.plan import plan_reading
@@ -41,7 +42,8 @@ class Wanted:
     """Columns to read, in order (None: all that the first shard has), and how.
 
     numbers: those that are read as numbers. missing: texts that mean a missing value. split: columns whose text is
-    split into a list, in which these texts are looked up later. label: the column of labels; "" for none.
+    split into a list, in which these texts are looked up later. label: the column of labels; "" for none. labels: what
+    they are to be, NUMBERS or TEXTS, where a fit knows them; else "".
     """
 
     columns: Sequence[str] | None = None
@@ -49,6 +51,7 @@ class Wanted:
     missing: tuple[str, ...] = ()
     split: Collection[str] = ()
     label: str = ""
+    labels: str = ""
 
     @classmethod
     def by_schema(cls, schema: ResolvedSchema, columns: Sequence[str]) -> Self:
@@ -87,6 +90,8 @@ def _column(
     its metadata. Texts that mean a missing value are looked up before numbers become text, which could be one of them.
     """
     arrays = [batch.data.column(name) for batch in batches]
+    if name == wanted.label and any(_is_another(array.type, wanted.labels) for array in arrays):
+        return _labels(name, batches) if wanted.labels == NUMBERS else _joined_texts(name, batches), None
     try:
         return joined(arrays), None
     except pa.ArrowException:
@@ -96,6 +101,12 @@ def _column(
         return _labels(name, batches), None
     missing = () if name in wanted.split else wanted.missing
     return _joined_texts(name, batches, missing), LOOKED_UP if missing else None
+
+
+def _is_another(kind: pa.DataType, labels: str) -> bool:
+    """Whether labels of this type are something else than those of the fit, if it knows."""
+    kind = type_of_values(kind)
+    return is_text(kind) if labels == NUMBERS else labels == TEXTS and is_number(kind) and not is_text(kind)
 
 
 def _joined_texts(name: str, batches: Sequence[Batch], missing: tuple[str, ...] = ()) -> pa.ChunkedArray:
@@ -168,18 +179,15 @@ def read_to_fit(paths: Any, y: str, sample_weight: str | None, options: TableOpt
     unfit = {name for name, why in left_out.items() if why.startswith(HOLDS)}
     # What is unfit is told by the fit, as of any table.
     tell_left_out({name: why for name, why in left_out.items() if name not in unfit})
-    names, used = feature_schema(shards[0]).names, {*resolved.columns}
+    schema_of = functools.cache(lambda number: feature_schema(shards[number]))
+    names, used = schema_of(0).names, {*resolved.columns}
     wanted = Wanted.by_schema(resolved, [name for name in names if name in used])
     table, labels, weights = _labelled(shards, y, sample_weight, wanted)
     for name in unfit:
-        table = table.append_column(name, pa.nulls(table.num_rows, _type_of(name, shards)))
+        kinds = (schema_of(number).field(name).type for number in range(len(shards)))
+        of_values = next(kind for kind in kinds if not pa.types.is_null(kind))
+        table = table.append_column(name, pa.nulls(table.num_rows, of_values))
     return table.select([name for name in names if name in used | unfit]), labels, weights
-
-
-def _type_of(name: str, shards: Sequence[Shard]) -> pa.DataType:
-    """The type of a column in the first shard that has values in it."""
-    kinds = (feature_schema(shard).field(name).type for shard in shards)
-    return next(kind for kind in kinds if not pa.types.is_null(kind))
 
 
 def read_labelled(paths: Any, y: str, sample_weight: str | None, wanted: Wanted) -> tuple[pa.Table, Any, Any]:

@@ -102,7 +102,12 @@ def _holds_rows(value: Any) -> bool:
     """Whether a column of lists holds those of rows, and is not one row's list; a category and its weight are none."""
     if not isinstance(value, list | tuple | np.ndarray):
         return not _is_scalar(value) and not isinstance(value, Mapping)
-    return bool(len(value)) and all(each is None or not (_is_scalar(each) or is_weighted(each)) for each in value)
+    return bool(len(value)) and all(each is None or not (_is_scalar(each) or _is_pair(each)) for each in value)
+
+
+def _is_pair(element: Any) -> bool:
+    """Whether it is a category with a weight that is there: no row has one without."""
+    return is_weighted(element) and element[1] is not None
 
 
 def _plain(value: Any) -> Any:

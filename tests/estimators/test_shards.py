@@ -21,7 +21,7 @@ from sklearn.exceptions import NotFittedError
 from dfm.data.joining import joined
 from dfm.data.parquet import find_shards
 from dfm.errors import DataError, SettingsError
-from dfm.estimators import FMClassifier, FMRegressor
+from dfm.estimators import FMClassifier, FMRegressor, notes
 from dfm.estimators.shards import Wanted, classes_of, read_shards
 
 KNOBS: dict[str, Any] = {"n_factors": 2, "n_epochs": 2, "random_state": 0, "early_stopping": False}
@@ -153,13 +153,14 @@ def test_floats_beside_a_column_that_is_no_feature_make_a_table_as_in_memory(
     labels = (rows["q"] > 0.5).astype(int)
     parts = [rows[: N // 2].assign(when=None if late else rows["when"]), rows[N // 2 :]]
     shards = written(tmp_path, *(part.assign(label=labels[part.index]) for part in parts))
+    notes._log_once.cache_clear()
     with caplog.at_level(logging.WARNING, "dfm"):
         fitted = FMClassifier(**KNOBS).fit(shards, "label")
+    assert caplog.text.count("'when' (it holds timestamp)") == 1
     same = FMClassifier(**KNOBS).fit(rows, labels)
     assert fitted.model_.schema == same.model_.schema
     np.testing.assert_array_equal(fitted.predict_proba(rows), same.predict_proba(rows))
     np.testing.assert_array_equal(fitted.predict_proba(shards), same.predict_proba(rows))
-    assert caplog.text.count("'when' (it holds timestamp)") <= 1
 
 
 def test_categories_of_pandas_are_joined_however_many_there_are_together(tmp_path: Path) -> None:
@@ -215,6 +216,19 @@ def test_a_job_of_two_texts_or_of_dates_tells_them_apart_as_they_are() -> None:
     assert classes_of({datetime.date(2026, 1, 2), 3}, "y")[0].tolist() == ["2026-01-02", "3"]
     with pytest.raises(ValueError, match="one class only"):
         classes_of({1, "1.0"}, "y")
+
+
+@pytest.mark.parametrize("first", [0, "0"])
+def test_labels_are_read_as_those_of_the_fit_whatever_a_file_has(tmp_path: Path, first: Any) -> None:
+    rows = frame()[["site", "price"]]
+    numbers = rows.assign(y=[0, 1] * (N // 2))
+    texts = rows.assign(y=["0", "1"] * (N // 2))
+    both = {0: numbers, "0": texts}
+    fitted = FMClassifier(categorical=["site"], numeric=["price"], **KNOBS).fit(written(tmp_path, both[first]), "y")
+    (tmp_path / "others").mkdir()
+    for other in (numbers, texts):
+        shards = written(tmp_path / "others", other)
+        assert fitted.score(shards, "y") == fitted.score(rows, both[first]["y"])
 
 
 def test_types_that_do_not_go_together_are_told_with_shard_and_column(tmp_path: Path) -> None:

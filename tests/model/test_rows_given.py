@@ -296,6 +296,7 @@ def test_a_row_of_nothing_but_lists_is_a_row() -> None:
     with pytest.raises(DataError, match="2 rows where one is expected"):
         model.predict_one({"tags": [["t1"], ["t2"]]})
     assert model.predict_one({"tags": [["t1", "t2"]]}) == model.predict_one({"tags": [("t1", "t2")]}) == one
+    assert model.predict_one({"tags": [["t1", None]]}) == model.predict_one([{"tags": ["t1", None]}])
 
 
 @pytest.mark.parametrize("separator", ["", "|"])

@@ -206,5 +206,6 @@ def lines_of_no_utf8(block: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDA
     found = np.zeros(len(starts) - 1, np.bool_)
     if not is_utf8(block):
         for line in np.flatnonzero(np.maximum.reduceat(block, starts[:-1]) > _LAST_ASCII).tolist():
-            found[line] = not is_utf8(block[starts[line] : starts[line + 1]])
+            raw = block[starts[line] : starts[line + 1]].tobytes()
+            found[line] = raw.decode(errors="ignore").encode() != raw
     return found
