@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.averaging.contributions import fold
-from dfm.averaging.merge import columns_of, finish_of, finish_shared, growth, shares_of
+from dfm.averaging.contributions import Contribution, fold
+from dfm.averaging.merge import columns_of, finish_of, finish_shared, shared_of, shares_of
 from dfm.averaging.plain import merge_plain
 from dfm.averaging.rules import MergeRule
 from dfm.averaging.slices import Touched
@@ -75,14 +75,6 @@ class _Lists:
 def _whole_lines(n_rows: Any) -> Any:
     """So many rows, or a few more, that end where a cache line does."""
     return -(-n_rows // _WHOLE_LINES) * _WHOLE_LINES
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """The sum over replicas of what belongs to no feature."""
-
-    shared: Mapping[str, NDArray[np.float64]]
-    rows: float
 
 
 class Abreast:
@@ -154,20 +146,13 @@ class Abreast:
         self, rule: MergeRule, trained: Sequence[ParameterTable], step: Step, merged: ParameterTable
     ) -> None:
         """Write what belongs to no feature."""
-        weights = [each.total_weight for each in self.touched]
-        layout, before, nothing = self._layout, self._table, allocate(self._layout.stateless, 0, 0)
-        total = _Shared(
-            {
-                block.name: fold(
-                    [
-                        rows * growth(columns_of(rule, layout, block), before[block.name], after[block.name])
-                        for rows, after in zip(weights, trained, strict=True)
-                    ],
-                    np.add,
-                )
-                for block in layout.shared
-            },
-            fold(weights, operator.add),
+        layout, before = self._layout, self._table
+        replicas = zip(self.touched, trained, strict=True)
+        each, rows = zip(*(shared_of(rule, touched, before, after) for touched, after in replicas), strict=True)
+        shared = {block.name: fold([one[block.name] for one in each], np.add) for block in layout.shared}
+        total, nothing = (
+            Contribution(self._features[:0], {}, shared, fold(rows, operator.add)),
+            allocate(layout.stateless, 0, 0),
         )
         for block in layout.shared:
             merged[block.name][...] = before[block.name]

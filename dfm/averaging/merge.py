@@ -142,12 +142,18 @@ def contribute(rule: MergeRule, touched: Touched, before: ParameterTable, after:
         else:
             carrier = layout.carrier.name
             _contribute_vectors(read_only(before[carrier]), tables, summands[carrier], columns, shares, out)
-    rows = touched.total_weight
-    shared = {
+    return Contribution(touched.features, summands, *shared_of(rule, touched, before, after))
+
+
+def shared_of(
+    rule: MergeRule, touched: Touched, before: ParameterTable, after: ParameterTable
+) -> tuple[dict[str, NDArray[np.float64]], float]:
+    """The summands of a replica that belong to no feature, by block, and the weight of its rows."""
+    layout, rows = before.layout, touched.total_weight
+    return {
         block.name: rows * growth(columns_of(rule, layout, block), before[block.name], after[block.name])
         for block in layout.shared
-    }
-    return Contribution(touched.features, summands, shared, rows)
+    }, rows
 
 
 def growth(columns: Columns, before: Floats, after: Floats) -> NDArray[np.float64]:

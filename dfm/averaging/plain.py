@@ -12,18 +12,13 @@ from typing import Any
 import numpy as np
 
 from dfm.compilation import compiled, part
+from dfm.kernels.blocks import lanes_together
 from dfm.kernels.simd import address, load, maximum, read, splat, store, write
 
 TINY = np.float32(np.finfo(np.float32).tiny)
 """The least divisor: where there is 0, the numerator is too."""
-_MOST_TOGETHER = 64
-SPAN = 16
+_SPAN = 16
 """Numbers of partial sums that are added at once: there is room for whole ones."""
-
-
-def _together(lanes: int) -> int:
-    """Lanes of a record that are one vector."""
-    return lanes if lanes <= _MOST_TOGETHER else next(n for n in (_MOST_TOGETHER, 48, 32, 16) if lanes % n == 0)
 
 
 @part(error_model="numpy")
@@ -49,7 +44,7 @@ def _moved(numbers, quotients, before, total):  # type: ignore[no-untyped-def]
 @functools.cache
 def contribute_plain(lanes: int) -> Any:
     """contribute(before, after, shares, out): writes summands of all rows, float32[n, 2 lanes] each."""
-    together = _together(lanes)
+    together = lanes_together(lanes)
 
     @compiled(error_model="numpy")
     def contribute(before, after, shares, out):  # type: ignore[no-untyped-def]
@@ -72,7 +67,7 @@ def finish_plain(lanes: int) -> Any:
 
     features: uint32[m]; summands: float32[m or fewer, 2 lanes], of the leading ones.
     """
-    together = _together(lanes)
+    together = lanes_together(lanes)
 
     @compiled(error_model="numpy")
     def finish(features, start, summands, numbers, records):  # type: ignore[no-untyped-def]
@@ -106,8 +101,8 @@ def _place(features, start, size, row):  # type: ignore[no-untyped-def]
 
 @part
 def _clear(sums, at, n_numbers):  # type: ignore[no-untyped-def]
-    for offset in range(0, n_numbers, SPAN):
-        store(sums, at + offset, splat(np.float32(0), SPAN))
+    for offset in range(0, n_numbers, _SPAN):
+        store(sums, at + offset, splat(np.float32(0), _SPAN))
 
 
 @part
@@ -121,8 +116,8 @@ def _fold(sums, depth, n_summed, is_last, level, n_numbers):  # type: ignore[no-
         depth -= 1
         right = depth * level
         left = right - level
-        for offset in range(0, n_numbers, SPAN):
-            both = load(sums, left + offset, SPAN) + load(sums, right + offset, SPAN)
+        for offset in range(0, n_numbers, _SPAN):
+            both = load(sums, left + offset, _SPAN) + load(sums, right + offset, _SPAN)
             store(sums, left + offset, both)
         pairs //= 2
     return depth
@@ -135,7 +130,7 @@ def _add_changes(lanes: int) -> Any:
     rows: first and number of them. replica: features, the place of its next one and its end among them, how much
     further on a feature's record is than the feature, and the records. Returns the place of the feature that is next.
     """
-    width, together = 2 * lanes, _together(lanes)
+    width, together = 2 * lanes, lanes_together(lanes)
 
     @part(error_model="numpy")
     def add(rows, replica, old, shares, sums, at, seen):  # type: ignore[no-untyped-def]
@@ -162,7 +157,7 @@ def _add_changes(lanes: int) -> Any:
 @functools.cache
 def _finish_rows(lanes: int) -> Any:
     """finish(rows, old, new, numbers, sums, seen): writes `rows` of the average; those that nobody touched stay."""
-    width, together = 2 * lanes, _together(lanes)
+    width, together = 2 * lanes, lanes_together(lanes)
 
     @part(error_model="numpy")
     def finish(rows, old, new, numbers, sums, seen):  # type: ignore[no-untyped-def]

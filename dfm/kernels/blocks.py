@@ -32,6 +32,11 @@ def padded_lanes(width: int) -> int:
     return (width + 15) // 16 * 16
 
 
+def lanes_together(lanes: int) -> int:
+    """Lanes of a record that are one vector: long records are walked in several, so that sums stay in registers."""
+    return lanes if lanes <= 64 else next(n for n in (64, 48, 32, 16) if lanes % n == 0)
+
+
 @dataclass(frozen=True)
 class Block:
     """Parameters of one kind: `width` numbers for each of `rows`.

@@ -55,12 +55,8 @@ def golden_bytes(model: Predictor, golden: Any) -> bytes:
     data = sink.getvalue()
     if not golden.num_rows or len(data) > MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
         return b""
-    try:
-        difference = _largest_difference(model, data)
-    except _UNREADABLE as error:
-        raise ModelError(
-            f"these golden rows do not come back from Parquet ({shortened(error)}); save the model with others, or none"
-        ) from error
+    unreadable = "these golden rows do not come back from Parquet", "save the model with others, or none"
+    difference = _largest_difference(model, data, *unreadable)
     if difference:
         raise ModelError(
             f"the model scores these golden rows differently (by up to {difference:.3g}) when they are read again, as "
@@ -71,12 +67,8 @@ def golden_bytes(model: Predictor, golden: Any) -> bytes:
 
 def check_golden_rows(model: Predictor, data: bytes, url: str) -> None:
     """ModelError where a model predicts its golden rows otherwise than these bytes say, or they are damaged."""
-    try:
-        difference = _largest_difference(model, data)
-    except _UNREADABLE as error:
-        raise ModelError(
-            f"the golden rows of the model at {url} are damaged ({shortened(error)}); publish it again"
-        ) from error
+    damaged = f"the golden rows of the model at {url} are damaged", "publish it again"
+    difference = _largest_difference(model, data, *damaged)
     if difference:
         raise ModelError(
             f"the model at {url} scores its golden rows differently than when it was trained (by up to "
@@ -84,8 +76,17 @@ def check_golden_rows(model: Predictor, data: bytes, url: str) -> None:
         )
 
 
-def _largest_difference(model: Predictor, data: bytes) -> float:
-    """By how much a model predicts golden rows otherwise than their bytes say; 0 within the tolerance."""
+def _largest_difference(model: Predictor, data: bytes, fault: str, remedy: str) -> float:
+    """By how much a model predicts golden rows otherwise than their bytes say; 0 within the tolerance. ModelError with
+    this fault and remedy where they cannot be read.
+    """
+    try:
+        return _difference(model, data)
+    except _UNREADABLE as error:
+        raise ModelError(f"{fault} ({shortened(error)}); {remedy}") from error
+
+
+def _difference(model: Predictor, data: bytes) -> float:
     with pq.ParquetFile(io.BytesIO(data)) as file:
         if file.metadata.num_rows > MOST_GOLDEN_ROWS:
             raise ValueError(f"{file.metadata.num_rows} rows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dfm.kernels.blocks import lanes_together
 from dfm.kernels.families.registry import DEFAULT
 
 
@@ -36,5 +37,5 @@ class Shape:
 
     @property
     def vector(self) -> int:
-        """Lanes of one vector: long factor rows are walked in several, so that sums stay in registers."""
-        return self.lanes if self.lanes <= 64 else next(n for n in (64, 48, 32, 16) if self.lanes % n == 0)
+        """Lanes of one vector."""
+        return lanes_together(self.lanes)
