@@ -40,6 +40,38 @@ def test_the_second_process_does_not_compile(tmp_path) -> None:
     assert hits_and_misses(tmp_path) == [1, 0]
 
 
+CALLING = """
+import sys
+from dfm.compilation import compiled
+
+@compiled
+def inner(x):
+    return x * 3 + 1
+
+@compiled
+def outer(x):
+    return inner(x) + inner(x + 1)
+
+inner(2)
+was_read = inner.overloads[inner.signatures[0]].library._shared_module is not None
+print(outer(2) if "outer" in sys.argv else "", was_read, sum(inner.stats.cache_hits.values()))
+"""
+
+
+def test_what_was_kept_becomes_part_of_what_is_compiled_later(tmp_path) -> None:
+    """The inner function is on disk, the outer one not yet: what the former is made of is read for the latter."""
+    script, environment = tmp_path / "script.py", {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    script.write_text(CALLING)
+
+    def told(*words: str) -> list[str]:
+        command = [sys.executable, script, *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    assert told() == ["True", "0"], "it was compiled"
+    assert told() == ["False", "1"]
+    assert told("outer") == ["17", "False", "1"]
+
+
 def test_two_writers_that_know_nothing_of_each_other_lose_and_mix_no_data(tmp_path) -> None:
     """Numba numbers the files and keeps an index: both would write file 1, and the last index would win."""
     first, second = (_Files(str(tmp_path), "kernel", ("stamp", 1)) for _ in range(2))

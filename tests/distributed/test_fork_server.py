@@ -21,7 +21,8 @@ import pytest
 
 from dfm import cli
 from dfm.distributed.cluster import fork_server
-from tests.support.real_processes import wait_until
+from tests.support.real_processes import wait_until, write_job
+from tests.support.small_jobs import job_tables
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are started anew")
 
@@ -66,7 +67,16 @@ if __name__ == "__main__":
     fork_server.end()
     print(json.dumps(dict(workers=[*first.values(), *again.values()], threads=threads, own=os.getpid())))
 """
-HEAVY = ("numba", "scipy.linalg", "pandas", "distributed.nanny", "dfm.training.rounds")
+HEAVY = ("numba", "scipy.linalg", "pyarrow.parquet", "distributed.nanny", "dfm.training.rounds")
+SPARED = ("pandas", "numpy.f2py")
+AT_THE_END = """
+import atexit, os, sys
+from pathlib import Path
+def tell():
+    spared = [name for name in ("pandas", "numpy.f2py") if name in sys.modules]
+    Path(__file__).with_name(f"{os.getpid()}.txt").write_text(f"{'distributed' in sys.modules} {spared}")
+atexit.register(tell)
+"""
 OF_WORKERS = {*fork_server.ENVIRONMENT, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED"}
 
 
@@ -74,7 +84,7 @@ def told_by(folder: Path, before: str = "", after: str = "", **environment: str)
     """What worker processes, one of which was restarted, tell of themselves."""
     script = folder / "script" / "script.py"
     script.parent.mkdir(exist_ok=True)
-    script.write_text(SCRIPT.format(before=before, after=after, heavy=HEAVY))
+    script.write_text(SCRIPT.format(before=before, after=after, heavy=(*HEAVY, *SPARED)))
     # Local clusters of this process leave the variables of their workers in its own environment, where they count.
     own = {name: value for name, value in os.environ.items() if name not in OF_WORKERS}
     finished = subprocess.run(
@@ -109,6 +119,21 @@ def test_forked_workers_are_what_workers_are_that_are_started_anew(tmp_path: Pat
             assert worker[what] == other[what], what
         assert worker["parent"] == of_the_restarted or worker["modules"] == [*HEAVY], "imported before"
     assert len({worker["name"] for worker in forked["workers"]}) == 3, "two, and one that was restarted"
+
+
+def test_no_process_of_a_training_command_imports_what_it_can_spare(log: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(AT_THE_END)
+    job = write_job(tmp_path / "job.toml", job_tables(log, tmp_path, cluster={"workers": 2}))
+    own = {name: value for name, value in os.environ.items() if name not in OF_WORKERS}
+    own["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [own.get("PYTHONPATH")])])
+    finished = subprocess.run(
+        [sys.executable, "-m", "dfm", "train", str(job), "--json"], env=own, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    told = [file.read_text() for file in site.glob("*.txt")]
+    assert sorted(each for each in told if each.startswith("True")) == ["True []"] * 3, "the command, and two workers"
 
 
 def test_the_process_that_is_forked_has_no_thread_that_a_fork_would_lose(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A process that local workers are forked from: it imports what they need while the command still reads its job.
 
-Python with Dask, Numba and pandas takes two seconds to begin, each worker for itself, after all else is known; a fork
+Python with Dask, Numba and Arrow takes a second to begin, each worker for itself, after all else is known; a fork
 of a process that has them takes milliseconds. That process is the fork server of Python's multiprocessing. It opens no
 file of the data and compiles nothing. What a worker would not be that is started anew is seen to here:
 

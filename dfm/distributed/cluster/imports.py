@@ -14,6 +14,7 @@ import sys
 from multiprocessing import util
 
 from dfm.distributed.cluster.fork_server import GIVEN, SAFE_PATH
+from dfm.distributed.cluster.spared import spare_f2py, spare_pandas
 
 _PARENTS_DEATH = 1
 """The option of Linux's prctl by which a process gets a signal when its parent has ended."""
@@ -100,18 +101,17 @@ def _paths_of_sockets() -> list[str]:
 
 
 def _import() -> None:
-    """Import what workers need. Numba imports half of itself, and SciPy, when it loads or compiles its first function,
-    and Arrow pandas when it makes its first array.
+    """Import what workers need. Numba imports half of itself, and SciPy, when it loads or compiles its first
+    function.
     """
     for module in ("distributed.nanny", "dfm.distributed.train"):
         importlib.import_module(module)
-    import numpy as np
-    import pyarrow as pa
     from numba.core.registry import cpu_target
 
+    spare_f2py()
     cpu_target.typing_context.refresh()
     cpu_target.target_context.refresh()
-    pa.array(np.ones(1))
+    spare_pandas()
 
 
 SERVER = _Server()
