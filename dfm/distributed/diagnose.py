@@ -70,12 +70,12 @@ class Diagnosis:
     def _found(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
         model, reading = self.job.model, self.prepared.reading
         names = [entry.name for entry in reading.schema.fields]
-        counts = self.prepared.summary.by_field or self.watch.result(
-            self.watch.submit(count_fields, self.prepared.vocabulary, names)
-        )
+        known_counts = self.prepared.summary.by_field
+        counting = None if known_counts else self.watch.submit(count_fields, self.prepared.vocabulary, names)
         # A warm start has the statistics of earlier rows, which do not say what these hold.
         known = {} if self.job.training.warm_start else reading.statistics
         linear = self._linear_metrics(blocks) if metrics and self._has_pairs else {}
+        counts = known_counts if counting is None else self.watch.result(counting)
         return [
             *column_findings(reading.schema, known, counts, model.min_count, self.collided_share),
             *table_finding(self.collided_share, model.hash_bits),

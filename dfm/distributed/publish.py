@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from distributed import Future
+
 from dfm.data.reading import fingerprint
 from dfm.distributed.diagnose import Diagnosis
 from dfm.distributed.exact import solving_numbers
@@ -85,33 +87,33 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     url, inputs, best = model_url(run), run.inputs, trained.best.blocks
     units = (*inputs.validation_tasks, inputs.plan.replicas[0])[0][0]
     where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
-    known = _metadata(run, prepared, trained) | _accumulators(run, prepared, trained)
+    known, growth = _metadata(run, prepared, trained), _growth(run, prepared, trained)
     are_draws = has_draws(run.work)
     best = draws_of(best) if are_draws else best
     meaning = Meaning(run.order.objective.info, trained.calibration, are_draws)
-    arguments = prepared.reading, known, units[0], where, meaning
+    rest = prepared.reading, known, units[0], where, meaning
     run.tell({"event": "publishing"})
     vocabulary = run.watch.submit(remember, prepared.vocabulary, prepared.sights)
     if files.is_local(url) and not run.shares_disk:
-        run.watch.wait(vocabulary)  # others than those who train may still be at it
-        blocks, remembered = run.client.gather([list(best), vocabulary])
-        published = publish_model(blocks, remembered, *arguments)
+        for future in filter(None, (vocabulary, growth)):  # others than those who train may still be at it
+            run.watch.wait(future)
+        blocks, remembered, grown = run.client.gather([list(best), vocabulary, growth])
+        published = publish_model(blocks, remembered, grown, *rest)
     else:
-        published = run.watch.result(run.watch.submit(publish_model, list(best), vocabulary, *arguments))
+        published = run.watch.result(run.watch.submit(publish_model, list(best), vocabulary, growth, *rest))
     for warning in published.warnings:
         logger.warning("%s", warning)
     return published.parameters_sha256
 
 
-def _accumulators(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
+def _growth(run: Run, prepared: Prepared, trained: Trained) -> Future | None:
     """The growth of the accumulators, for those who go on from the model."""
     if run.job.training.is_exact:
-        return {}
+        return None
     one = trained.first or trained.best
     n_epochs = one.walked / max(prepared.account.accepted, 1)
     told = list(one.blocks), prepared.vocabulary, run.job.training.initial_accumulator, n_epochs, prepared.begun
-    growth = run.watch.result(run.watch.submit(rounds.growth_of, *told))
-    return {"accumulators": growth.to_dict()} if growth else {}
+    return run.watch.submit(rounds.growth_of, *told)
 
 
 def _numbers(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:

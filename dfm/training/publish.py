@@ -17,6 +17,7 @@ from dfm.data.reading import Reading
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DivergenceError, LostParametersError, SettingsError
+from dfm.model.accumulators import Growth
 from dfm.model.calibration import Calibration
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import MANIFEST, check_place
@@ -91,13 +92,17 @@ def check_shards(job: Job, shards: Sequence[Shard]) -> None:
 def publish_model(
     blocks: Sequence[rounds.Block | None],
     vocabulary: Vocabulary,
+    growth: Growth | None,
     reading: Reading,
     metadata: dict[str, Any],
     golden_unit: Unit,
     url: str,
     meaning: Meaning,
 ) -> Published:
-    """Put the model together and save it with some golden rows. LostParametersError where a block is None."""
+    """Put the model together and save it with some golden rows. LostParametersError where a block is None.
+
+    growth: that of the accumulators, an epoch, for those who go on from the model.
+    """
     there = [block for block in blocks if block is not None]
     if len(there) < len(blocks):
         raise LostParametersError(LOST)
@@ -113,7 +118,8 @@ def publish_model(
     table = of_full_stream(table, reading.share_of_negatives)
     if calibration is not None:
         calibration = calibration.moved(math.log(reading.negative_rate))
-    parts = reading.schema, reading.task, vocabulary, table, reading.statistics, metadata
+    told = {**metadata, **({"accumulators": growth.to_dict()} if growth else {})}
+    parts = reading.schema, reading.task, vocabulary, table, reading.statistics, told
     model = FMModel(*parts, meaning.loss, reading.clip, calibration, draws)
     if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):
         raise DivergenceError(

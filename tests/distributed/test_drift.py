@@ -149,8 +149,8 @@ def test_the_stability_index_is_its_definition() -> None:
 def test_a_driver_that_publishes_watches_workers_that_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dask's own `gather` would wait for ever where they are gone."""
     told: list[Any] = []
-    for name in ("_metadata", "_accumulators"):
-        monkeypatch.setattr(publish, name, lambda *_: {})
+    monkeypatch.setattr(publish, "_metadata", lambda *_: {})
+    monkeypatch.setattr(publish, "_growth", lambda *_: ("growth",))
     monkeypatch.setattr(publish, "has_draws", lambda _: False)
     published = SimpleNamespace(warnings=(), parameters_sha256="sum")
     monkeypatch.setattr(
@@ -170,7 +170,7 @@ def test_a_driver_that_publishes_watches_workers_that_still_count(monkeypatch: p
     trained: Any = SimpleNamespace(best=SimpleNamespace(blocks=[]), calibration=None)
     assert publish.save_model(run, prepared, trained) == "sum"
     remembered = publish.remember, "vocabulary", ["sights"]
-    assert told == [("waited", *remembered), remembered]
+    assert told == [("waited", *remembered), ("waited", "growth"), remembered]
 
 
 def test_what_was_ever_seen_is_forgotten_where_chance_would_know_half_of_what_is_new() -> None:
