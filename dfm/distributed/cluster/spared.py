@@ -45,8 +45,9 @@ def spare_f2py() -> None:
 
     if _F2PY in sys.modules:
         return
-    np.f2py = ModuleType(_F2PY)
+    np.f2py = nothing = ModuleType(_F2PY)
     try:
         importlib.import_module("scipy.linalg.cython_blas")
     finally:
-        del np.f2py
+        if np.f2py is nothing:
+            del np.f2py
