@@ -87,33 +87,39 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     url, inputs, best = model_url(run), run.inputs, trained.best.blocks
     units = (*inputs.validation_tasks, inputs.plan.replicas[0])[0][0]
     where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
-    known, growth = _metadata(run, prepared, trained), _growth(run, prepared, trained)
+    known: list[Any] = [_metadata(run, prepared, trained)]
+    if not run.job.training.is_exact:
+        known.append(_accumulators(run, prepared, trained))
     are_draws = has_draws(run.work)
     best = draws_of(best) if are_draws else best
     meaning = Meaning(run.order.objective.info, trained.calibration, are_draws)
-    rest = prepared.reading, known, units[0], where, meaning
+    rest = prepared.reading, units[0], where, meaning
     run.tell({"event": "publishing"})
     vocabulary = run.watch.submit(remember, prepared.vocabulary, prepared.sights)
     if files.is_local(url) and not run.shares_disk:
-        for future in filter(None, (vocabulary, growth)):  # others than those who train may still be at it
+        for future in (vocabulary, *known[1:]):  # others than those who train may still be at it
             run.watch.wait(future)
-        blocks, remembered, grown = run.client.gather([list(best), vocabulary, growth])
-        published = publish_model(blocks, remembered, grown, *rest)
+        blocks, remembered, told = run.client.gather([list(best), vocabulary, known])
+        published = publish_model(blocks, remembered, told, *rest)
     else:
-        published = run.watch.result(run.watch.submit(publish_model, list(best), vocabulary, growth, *rest))
+        published = run.watch.result(run.watch.submit(publish_model, list(best), vocabulary, known, *rest))
     for warning in published.warnings:
         logger.warning("%s", warning)
     return published.parameters_sha256
 
 
-def _growth(run: Run, prepared: Prepared, trained: Trained) -> Future | None:
+def _accumulators(run: Run, prepared: Prepared, trained: Trained) -> Future:
     """The growth of the accumulators, for those who go on from the model."""
-    if run.job.training.is_exact:
-        return None
     one = trained.first or trained.best
     n_epochs = one.walked / max(prepared.account.accepted, 1)
     told = list(one.blocks), prepared.vocabulary, run.job.training.initial_accumulator, n_epochs, prepared.begun
-    return run.watch.submit(rounds.growth_of, *told)
+    return run.watch.submit(growth_told, *told)
+
+
+def growth_told(blocks: Sequence[rounds.Block], *more: Any) -> dict[str, Any]:
+    """What a manifest says of the growth that `rounds.growth_of` finds: nothing where there is none."""
+    growth = rounds.growth_of(blocks, *more)
+    return {"accumulators": growth.to_dict()} if growth else {}
 
 
 def _numbers(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from dfm.data.reading import Reading
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DivergenceError, LostParametersError, SettingsError
-from dfm.model.accumulators import Growth
 from dfm.model.calibration import Calibration
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import MANIFEST, check_place
@@ -92,16 +91,15 @@ def check_shards(job: Job, shards: Sequence[Shard]) -> None:
 def publish_model(
     blocks: Sequence[rounds.Block | None],
     vocabulary: Vocabulary,
-    growth: Growth | None,
+    metadata: Sequence[Mapping[str, Any]],
     reading: Reading,
-    metadata: dict[str, Any],
     golden_unit: Unit,
     url: str,
     meaning: Meaning,
 ) -> Published:
     """Put the model together and save it with some golden rows. LostParametersError where a block is None.
 
-    growth: that of the accumulators, an epoch, for those who go on from the model.
+    metadata: parts of what its manifest tells besides, one after the other.
     """
     there = [block for block in blocks if block is not None]
     if len(there) < len(blocks):
@@ -118,7 +116,7 @@ def publish_model(
     table = of_full_stream(table, reading.share_of_negatives)
     if calibration is not None:
         calibration = calibration.moved(math.log(reading.negative_rate))
-    told = {**metadata, **({"accumulators": growth.to_dict()} if growth else {})}
+    told = {name: value for each in metadata for name, value in each.items()}
     parts = reading.schema, reading.task, vocabulary, table, reading.statistics, told
     model = FMModel(*parts, meaning.loss, reading.clip, calibration, draws)
     if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):

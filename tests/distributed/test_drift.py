@@ -150,14 +150,14 @@ def test_a_driver_that_publishes_watches_workers_that_still_count(monkeypatch: p
     """Dask's own `gather` would wait for ever where they are gone."""
     told: list[Any] = []
     monkeypatch.setattr(publish, "_metadata", lambda *_: {})
-    monkeypatch.setattr(publish, "_growth", lambda *_: ("growth",))
+    monkeypatch.setattr(publish, "_accumulators", lambda *_: ("growth",))
     monkeypatch.setattr(publish, "has_draws", lambda _: False)
     published = SimpleNamespace(warnings=(), parameters_sha256="sum")
     monkeypatch.setattr(
         publish, "publish_model", lambda blocks, vocabulary, *_: [told.append(vocabulary), published][1]
     )
     run: Any = SimpleNamespace(
-        job=SimpleNamespace(output=SimpleNamespace(directory="out")),
+        job=SimpleNamespace(output=SimpleNamespace(directory="out"), training=SimpleNamespace(is_exact=False)),
         inputs=SimpleNamespace(validation_tasks=[], plan=SimpleNamespace(replicas=[[["unit"]]])),
         order=SimpleNamespace(objective=SimpleNamespace(info=None)),
         watch=SimpleNamespace(submit=lambda *task: task, wait=lambda future: told.append(("waited", *future))),
