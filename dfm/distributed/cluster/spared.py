@@ -34,7 +34,7 @@ def spare_pandas() -> None:
     try:
         pa.array([0])
     finally:
-        sys.meta_path.remove(finder)
+        sys.meta_path[:] = [each for each in sys.meta_path if each is not finder]
 
 
 def spare_f2py() -> None:
