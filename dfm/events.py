@@ -644,7 +644,7 @@ RECORDS: tuple[EventRecord, ...] = (
     EventRecord(
         "status",
         _DASK,
-        "`dfm status` was asked; without a record of the run, state, reason and directory alone",
+        "`dfm status` was asked; without a record of the run (exit code 2), state, reason and directory alone",
         (*(f if f.name == "state" else _absent(f) for f in _RUN_RECORD), _REASON, _DIRECTORY),
     ),
     EventRecord(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import doctest
 import io
 import itertools
@@ -29,6 +30,8 @@ import dfm.estimators
 from dfm.cli.app import cli
 from dfm.settings.job import Job, describe
 from dfm.settings.tables import TABLES
+from dfm.training.inputs import automatic_held_out
+from dfm.workflow.gate import Gate
 from tests.support.site import DOCS, PAGES, README, ROOT, Block, blocks, made, maker, name_of
 
 EVERYWHERE = [README, *PAGES]
@@ -228,6 +231,7 @@ def test_tests_and_files_that_a_page_names_are_there(page: Path) -> None:
         assert "_build/" in name or (ROOT / name).exists(), name
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", "".join(re.split(r"```.*?```", text, flags=re.DOTALL))):
         assert link.startswith("https://") or (page.parent / link).exists(), link
+    assert not re.findall(r'README, "[^"]+"', text), "the README says less than the site: link to one of its pages"
 
 
 def test_every_page_that_is_made_is_included_and_every_one_included_is_made() -> None:
@@ -266,6 +270,27 @@ def test_the_exit_codes_are_those_of_the_errors_and_of_the_command() -> None:
             (line,) = [line for line in table.split("\n") if line.startswith("| ") and f"`dfm.errors.{name}`" in line]
             assert line.startswith(f"| {kind.exit_code} | ")
     assert len(re.findall(r"(?m)^\| \d+ \|", table)) == 11
+
+
+def test_the_page_of_airflow_has_every_threshold_of_the_gate() -> None:
+    text = (ROOT / "deploy" / "airflow" / "README.md").read_text(encoding="utf-8")
+    table = text.split("`dfm.workflow.gate.Gate` in full:\n\n", 1)[1].split("\n\n", 1)[0]
+    rows = [line.strip("| ").split(" | ") for line in table.split("\n")[2:]]
+    told = {name: value for row in rows for name, value in zip(row[0].split(", "), row[1].split(", "), strict=True)}
+    assert told == {f"`{entry.name}`": str(entry.default) for entry in dataclasses.fields(Gate)}
+
+
+@pytest.mark.parametrize("page", [DOCS / "howto" / "job-file.md", DOCS / "explanation" / "defaults.md"], ids=name_of)
+def test_rows_that_are_held_out_are_as_many_as_a_page_says(page: Path) -> None:
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    pattern = r"a tenth is held out, at least (N) rows \(a fifth .*?\) and at most (N), and none of fewer than (N)"
+    (found,) = re.findall(pattern.replace("N", r"[\d,]+"), text)
+    least, most, n_rows = (int(number.replace(",", "")) for number in found)
+    assert automatic_held_out(5 * least - 5) == least - 1
+    assert automatic_held_out(5 * least) == automatic_held_out(10 * least) == least
+    assert automatic_held_out(10 * most - 10) == most - 1
+    assert automatic_held_out(20 * most) == most
+    assert (automatic_held_out(n_rows - 1), automatic_held_out(n_rows)) == (0, n_rows // 5)
 
 
 def test_test_vectors_of_the_hashing_are_those_of_another_library() -> None:

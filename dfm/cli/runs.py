@@ -22,6 +22,7 @@ from dfm.events import line_of
 from dfm.runs.display import Reporter
 
 if TYPE_CHECKING:
+    from dfm.runs.outcome import Outcome
     from dfm.runs.record import RunRecord
 
 _follow = click.option("--follow", is_flag=True, help="Show its progress until it is over; Ctrl-C leaves it running.")
@@ -58,23 +59,27 @@ def _place(run: str, scheduler: str | None, tls: dict[str, Any], options: Mappin
     return Place(run, dict(options))
 
 
-def _record_at(place: Place) -> RunRecord:
+def _outcome_at(place: Place) -> Outcome:
+    from dfm.runs import outcome
+
+    return outcome.outcome_of(place.directory, place.options, place.run_id)
+
+
+def _record_of(found: Outcome) -> RunRecord:
     """The record of a run. SettingsError where there is none."""
     from dfm.errors import SettingsError
-    from dfm.runs.record import read_run
 
-    if (record := read_run(place.directory, place.options)) is None:
-        raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
-    return record
+    if found.record is None:
+        raise SettingsError(f"there is {found.reason}; check the path")
+    return found.record
 
 
 def _tell_where_nothing_is(place: Place) -> None:
     """Say on standard error that there is no record yet to wait for: the path may be mistyped."""
     from dfm.errors import StorageError
-    from dfm.runs.outcome import outcome_of
 
     with contextlib.suppress(OSError, StorageError):  # a store that is away: who waits for it tells that
-        found = outcome_of(place.directory, place.options, place.run_id)
+        found = _outcome_at(place)
         if found.record is None:
             click.echo(f"{found.reason} yet; waiting", err=True)
 
@@ -186,7 +191,7 @@ def status(
     run: str, scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str, context: str,
     options: dict[str, Any], wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """Show the state of RUN: progress, model, or why it failed."""
+    """Show the state of RUN: progress, model, or why it failed. Exit code 2 where there is no record of it."""
     from dfm.runs import outcome
 
     if kubernetes:
@@ -196,14 +201,15 @@ def status(
         _tell_where_nothing_is(place)
         found = outcome.wait(place.directory, place.options, place.run_id, on_kubernetes.complain)
     else:
-        found = outcome.outcome_of(place.directory, place.options, place.run_id)
+        found = _outcome_at(place)
     record = found.record.to_dict() if found.record else {}
     described = {**record, "state": found.state, "reason": found.reason, "directory": place.directory}
     if as_json:
         click.echo(line_of({"event": "status", **described}))
-    else:
+    elif found.record is not None:
         _print_status(described)
-    return found.exit_code if wait else int(found.record is None)
+    _record_of(found)
+    return found.exit_code if wait else 0
 
 
 @click.command(epilog=WHERE)
@@ -228,7 +234,7 @@ def logs(
     place = _place(run, scheduler, tls, options)
     if follow:
         return _followed(place, as_json)
-    _record_at(place)
+    _record_of(_outcome_at(place))
     with Reporter(Console(), as_json) as reporter:
         for event in read_events(place.directory, place.options):
             reporter(event)
@@ -254,11 +260,11 @@ def cancel(
     if kubernetes:
         return on_kubernetes.cancel(run, namespace, context, options, as_json)
     place = _place(run, scheduler, tls, options)
-    record = _record_at(place)
+    record = _record_of(_outcome_at(place))
     record = request_cancel(place.directory, place.options) or record
     if record.state == "submitted":  # a driver that begins all the same finds this, or the request
         settle_in(place.directory, place.options, record.run_id, "cancelled", lifecycle.CANCELLER, only=record.state)
-        record = _record_at(place)
+        record = _record_of(_outcome_at(place))
     if wait:
         found = outcome.wait(place.directory, place.options, record.run_id, on_kubernetes.complain, until_gone=True)
     else:

@@ -10,7 +10,7 @@ from dfm.pages.numbers import number_text
 
 Progress = Mapping[str, Any]
 _METRICS = ("log_loss", "loss", "rmse", "group_auc", "auc")
-"""Metrics of an epoch, of which the first that is there says how far training has come."""
+"""Metrics, of which the first that is there says how far training has come."""
 
 
 def local_time(moment: str) -> str:
@@ -58,11 +58,17 @@ def done_and_left(state: str, progress: Progress) -> str:
     return f"{share:.0%}" + (f", {duration(left)} left" if left is not None and share < 1.0 else "")
 
 
-def last_metric(progress: Progress) -> str:
-    """The metric of the last epoch: "log_loss 0.41940, epoch 3"; empty where there is none."""
-    metrics: Mapping[str, Any] = progress.get("metrics") or {}
+def metric_of(run: Mapping[str, Any]) -> str:
+    """The metric of the model that a run published, else of its last epoch: "log_loss 0.41940, epoch 3"; empty where
+    there is none.
+    """
+    progress: Progress = run.get("progress") or {}
+    published: Mapping[str, Any] = run.get("validation") or {}
+    metrics = published or progress.get("metrics") or {}
+    epoch = progress.get("best_epoch" if published else "epoch")
     name = next((name for name in _METRICS if isinstance(metrics.get(name), float)), "")
-    return f"{name} {number_text(metrics[name])}, epoch {progress.get('epoch')}" if name else ""
+    when = "" if epoch is None else f", epoch {epoch}"
+    return f"{name} {number_text(metrics[name])}{when}" if name else ""
 
 
 def lines_of(run: Mapping[str, Any]) -> list[str]:
@@ -71,7 +77,7 @@ def lines_of(run: Mapping[str, Any]) -> list[str]:
     run: the fields of its record, with the state as it was concluded, and "directory".
     """
     progress: Progress = run.get("progress") or {}
-    facts = (run["state"], done_and_left(run["state"], progress), last_metric(progress))
+    facts = (run["state"], done_and_left(run["state"], progress), metric_of(run))
     return [
         "  ".join([run["run_id"], *(fact for fact in facts if fact)]),
         f"    {local_time(run['updated'])}  {run['directory']}",

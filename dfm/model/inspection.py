@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data.schema import CROSS_SIGN
-from dfm.errors import SettingsError
+from dfm.errors import DataError, SettingsError
 from dfm.events import compared
 from dfm.model.fm_model import FMModel
 from dfm.model.token_names import TokenNames
+from dfm.model.tokens import MISSING
 from dfm.settings.groups import names_of
 
 
@@ -143,7 +145,8 @@ def _fields(model: FMModel) -> list[dict[str, Any]]:
 
 
 def describe_token(model: FMModel, token: str) -> dict[str, Any]:
-    """The model's knowledge of one value, written "column=value" (an empty value is the missing one).
+    """The model's knowledge of one value, written "column=value" (an empty value is the missing one, and so is the
+    name by which it is shown, where no value of that text was seen).
 
     Of a cross, "site&ad=a.example&7".
     """
@@ -151,9 +154,13 @@ def describe_token(model: FMModel, token: str) -> dict[str, Any]:
     known = [entry.name for entry in model.schema.fields]
     if not equals or (column not in known and column not in model.schema.columns):
         raise SettingsError(f"{token!r} names no value: write COLUMN=VALUE with a column out of {', '.join(known)}")
-    values = [tuple(text.split(CROSS_SIGN)) if model.tokens.field(column).kind == "cross" else text]
-    index, row = int(model.tokens.ids(column, values)[0]), int(model.parameter_rows(column, values)[0])
-    is_known = row >= 0 and int(model.vocabulary.ids[row]) == index
+    parts = text.split(CROSS_SIGN) if model.tokens.field(column).kind == "cross" else [text]
+    unnamed = ["" if part == MISSING else part for part in parts]
+    index, row, is_known = _place_of(model, column, unnamed)
+    if parts != unnamed:
+        with contextlib.suppress(DataError):  # no number is called so
+            literal = _place_of(model, column, parts)
+            index, row, is_known = literal if literal[2] else (index, row, is_known)
     return {
         "token": token,
         "index": index,
@@ -162,6 +169,13 @@ def describe_token(model: FMModel, token: str) -> dict[str, Any]:
         "value": _bucket_of(model, column, row) if is_known else "",
         **_parameters(model, row),
     }
+
+
+def _place_of(model: FMModel, column: str, parts: Sequence[str]) -> tuple[int, int, bool]:
+    """Index and row of a value, of a cross by its parts, and whether the row is its own. DataError where it is none."""
+    values = [tuple(parts) if model.tokens.field(column).kind == "cross" else parts[0]]
+    index, row = int(model.tokens.ids(column, values)[0]), int(model.parameter_rows(column, values)[0])
+    return index, row, row >= 0 and int(model.vocabulary.ids[row]) == index
 
 
 def _bucket_of(model: FMModel, column: str, row: int) -> str:

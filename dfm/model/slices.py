@@ -144,17 +144,28 @@ def _grouped(rows: ScoredRows, column: str) -> tuple[pa.Table, ...]:
 
 
 def worst_first(sums: SliceSums, number: int, min_rows: int, top: int, is_regression: bool) -> list[dict[str, Any]]:
-    """Records of the worst slices of one kind, among those with so many rows: by normalized entropy, or by rmse."""
+    """Records of the worst slices of one kind, among those with so many rows: by normalized entropy, or by rmse. Where
+    all labels are the same, that is not defined: it stands where one row more, of the other label, would put it.
+    """
     rows = sums.tables[number].to_pylist()
     records = [_record(row, is_regression) for row in rows if row[_SUMS[0]] >= max(min_rows, 1)]
-    order = "rmse" if is_regression else "normalized_entropy"
 
     def badness(record: dict[str, Any]) -> tuple[Any, ...]:
-        known = record[order]
+        known = record["rmse"] if is_regression else _entropy_to_sort_by(record)
         return (known is None, -(known or 0.0), -record["rows"], list(record["slice"].values()))
 
     lacking = {"rows_lacking_at_most": sums.lacking[number]} if sums.lacking[number] else {}
     return [{**record, **lacking} for record in sorted(records, key=badness)[:top]]
+
+
+def _entropy_to_sort_by(record: Mapping[str, Any]) -> float | None:
+    """The normalized entropy of a slice, or what it would be with one row more, of the other label: much where many
+    clicks were expected and none came, little where hardly one was. None without any weight.
+    """
+    known: float | None = record["normalized_entropy"]
+    if known is None and record["log_loss"] is not None:
+        return float(record["log_loss"]) / _entropy(1 / (record["rows"] + 1))
+    return known
 
 
 def _record(row: Mapping[str, Any], is_regression: bool) -> dict[str, Any]:

@@ -43,7 +43,7 @@ _KNOW_THE_END = ("plan", "settings", "solving")
 """Events that may say how many epochs there are at most."""
 PUBLISHED = ("saved", "done")
 """Events of a model that is published."""
-_PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
+_PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas", "best_epoch")
 
 logger = logging.getLogger(__name__)
 

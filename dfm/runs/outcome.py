@@ -56,7 +56,7 @@ def outcome_of(directory: str, options: Mapping[str, Any] | None = None, run_id:
     record = read_run(directory, options)
     if record is None or (run_id and record.run_id != run_id):
         other = f"; the record there is of run {record.run_id}" if record else ""
-        return Outcome("unknown", f"no record of run {run_id or '(any)'} in {directory}{other}", None)
+        return Outcome("unknown", f"no record of {f'run {run_id}' if run_id else 'a run'} in {directory}{other}", None)
     if record.is_stale():
         return Outcome("lost", _silence_of(record), record)
     if record.state == "finished":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,8 @@ class Gate:
                 f"gate slices = {self.slices!r} is not legal: expected names of columns, such as site or device,hour "
                 "(dfm publish --gate-by site)"
             )
+        kinds = [",".join(name.strip() for name in columns.split(",")) for columns in self.slices]
+        object.__setattr__(self, "slices", tuple(dict.fromkeys(kinds)))  # as evaluations name them
         for name, value in dataclasses.asdict(self).items():
             if name == "slices":
                 continue
@@ -72,8 +74,7 @@ class Gate:
         if unknown := sorted(set(values) - set(known)):
             raise SettingsError(f"the gate has no threshold {unknown[0]!r}; it has {', '.join(known)}")
         slices = values.get("slices", ())
-        slices = (slices,) if isinstance(slices, str) else slices
-        return cls(**{**values, "slices": tuple(slices) if isinstance(slices, list) else slices})
+        return cls(**{**values, "slices": (slices,) if isinstance(slices, str) else slices})
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Verdict:
 
 
 def judge(candidate: Metrics, champion: Metrics | None, gate: Gate) -> Verdict:
-    """Compare two evaluations of the same rows. SettingsError where the rows were not the same."""
+    """Compare two evaluations of the same rows. SettingsError where rows or slices were not the same."""
     told = {name: candidate[name] for name in _TOLD if name in candidate}
     known = {name: champion[name] for name in _TOLD if name in champion} if champion else {}
     if champion:
@@ -151,12 +152,14 @@ def _refusals(candidate: Metrics, champion: Metrics | None, gate: Gate) -> list[
 
 
 def _worse_slices(name: str, candidate: Metrics, champion: Metrics, gate: Gate) -> list[str]:
-    """For each kind of slice, the one in which the candidate lost most against the champion, where that is too much."""
+    """For each kind of slice, the one in which the candidate lost most against the champion, where that is too much.
+    SettingsError where an evaluation was not sliced so.
+    """
     found, name = [], "rmse" if name == "loss" else name  # slices have the metrics of their task alone
     for kind in gate.slices:
-        rivals = {tuple(each["slice"].values()): each for each in champion.get("slices", {}).get(kind, [])}
+        rivals = {tuple(each["slice"].values()): each for each in (_slices(champion, kind) if champion else ())}
         ratios = []
-        for record in candidate.get("slices", {}).get(kind, []):
+        for record in _slices(candidate, kind):
             ours, theirs = (_defined(each, name) for each in (record, rivals.get(tuple(record["slice"].values()), {})))
             if ours is not None and theirs and ours > gate.slice_loss_ratio * theirs:
                 ratios.append((ours / theirs, record))
@@ -169,6 +172,18 @@ def _worse_slices(name: str, candidate: Metrics, champion: Metrics, gate: Gate) 
                 f"gate allows {gate.slice_loss_ratio:g}"
             )
     return found
+
+
+def _slices(metrics: Metrics, kind: str) -> Sequence[Metrics]:
+    """The records of one kind of slice. SettingsError where there are none of it, not even an empty list."""
+    sliced: Mapping[str, Sequence[Metrics]] = metrics.get("slices", {})
+    if kind not in sliced:
+        there = ", ".join(sliced) or "none"
+        raise SettingsError(
+            f"gate slices = {kind!r} is no kind of slice of an evaluation, which has {there}; evaluate candidate and "
+            "champion by it"
+        )
+    return sliced[kind]
 
 
 def _entropy(metrics: Metrics, name: str) -> float | None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from dfm.cli import runs, standing
 from dfm.cli.app import main
 from dfm.errors import DataError
+from dfm.events import faults_of
 from dfm.runs import outcome
 from dfm.runs.log import RunLog
 from dfm.runs.record import RunRecord, now, write_run
@@ -81,8 +82,9 @@ def test_words_of_progress() -> None:
     assert standing.done_and_left("running", RUNNING) == "45%, 4 min 35 s left"
     assert standing.done_and_left("running", {"stage": "hash", "done": 30, "total": 90}) == "hash 33%"
     assert standing.done_and_left("finished", RUNNING) == ""
-    assert standing.last_metric(RUNNING) == "log_loss 0.41939, epoch 3"
-    assert standing.last_metric({}) == ""
+    assert standing.metric_of({"progress": RUNNING}) == "log_loss 0.41939, epoch 3"
+    assert standing.metric_of({"progress": RUNNING, "validation": {}}) == "log_loss 0.41939, epoch 3"
+    assert standing.metric_of({"progress": {}}) == standing.metric_of({}) == ""
 
 
 @pytest.fixture
@@ -117,6 +119,20 @@ def test_a_list_has_two_lines_a_run_and_json_keeps_every_digit(
     assert event["updated"] == record.updated
 
 
+@pytest.mark.parametrize("best", [2, 0, None])
+def test_a_list_tells_the_metric_of_the_model_that_was_published_and_not_of_the_last_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], best: int | None
+) -> None:
+    """Of a best epoch, of a warm start that none beat, and of a driver that does not say which it was."""
+    done = {"event": "done", "model": "m", "parameters_sha256": "", "validation": {"log_loss": 0.35592}, "rows": {}}
+    job = Job.from_dict({"data": {"train": "x"}, "output": {"directory": str(tmp_path)}})
+    with RunLog(job) as log:
+        log.on_event({"event": "epoch", "epoch": 4, "log_loss": 0.47298})
+        log.on_event(done if best is None else {**done, "best_epoch": best})
+    told = "log_loss 0.35592" + ("" if best is None else f", epoch {best}")
+    assert shown(monkeypatch, capsys, "list", str(tmp_path)).splitlines()[0].endswith(f"  {told}")
+
+
 def test_a_status_fits_80_columns(
     record: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,11 +155,31 @@ def test_a_record_knows_how_many_epochs_there_are(tmp_path: Path) -> None:
         log.on_event({"event": "done", "model": "m", "parameters_sha256": "", "validation": {}, "rows": {}})
 
 
-@pytest.mark.parametrize("command", [["logs"], ["cancel"]])
-def test_a_place_without_a_run_is_refused(run: Run, tmp_path: Path, command: list[str]) -> None:
-    code, out, err = run(*command, tmp_path / "typo")
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_a_place_without_a_run_is_refused(run: Run, tmp_path: Path, command: str) -> None:
+    code, out, err = run(command, tmp_path / "typo")
     assert (code, out) == (2, "")
     assert f"there is no record of a run in {tmp_path}/typo; check the path" in err
+
+
+def test_a_program_that_asks_for_a_run_which_is_yet_to_begin_reads_that_it_is_unknown(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("status", tmp_path / "later", "--json")
+    assert code == 2
+    found = json.loads(out)
+    assert faults_of(found) == []
+    assert (found["event"], found["state"]) == ("status", "unknown")
+    assert "check the path" in err
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_a_run_whose_place_another_took_is_not_taken_for_that_one(
+    record: RunRecord, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(runs, "_runs_of", lambda *_: {"first": str(tmp_path)})
+    code, out, err = run(command, "first", "--scheduler", "tcp://s:8786")
+    assert (code, out) == (2, "")
+    assert f"there is no record of run first in {tmp_path}; the record there is of run {record.run_id}" in err
+    assert not (tmp_path / "cancel.json").exists()
 
 
 @pytest.mark.parametrize("command", [("status", "--wait"), ("logs", "--follow")])
@@ -157,7 +193,7 @@ def test_who_waits_for_a_run_is_told_once_where_there_is_none_yet(
     monkeypatch.setattr(outcome.time, "sleep", begins)
     code, _, err = run(command[0], tmp_path / "later", command[1])
     assert code == 7
-    assert err.splitlines()[0] == f"no record of run (any) in {tmp_path}/later yet; waiting"
+    assert err.splitlines()[0] == f"no record of a run in {tmp_path}/later yet; waiting"
     assert err.count("waiting") == 1
     assert "waiting" not in run(command[0], tmp_path / "later", command[1])[2]
 

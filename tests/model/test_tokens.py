@@ -178,6 +178,21 @@ def test_a_token_on_the_command_line_may_be_a_number_or_a_cross(model: FMModel) 
         describe_token(model, "nothing=1")
 
 
+def test_the_name_of_a_missing_value_is_taken_for_one_unless_a_text_is_called_so(model: FMModel) -> None:
+    for column in ("site", "zone", "visits", "price", "tags"):
+        named, empty = describe_token(model, f"{column}={MISSING}"), describe_token(model, f"{column}=")
+        assert named["seen"] > 0
+        assert {**named, "token": ""} == {**empty, "token": ""}
+    for cross, value in (("site&zone", f"{MISSING}&4"), ("zone&visits", f"4&{MISSING}")):
+        found = describe_token(model, f"{cross}={value}")
+        zone = describe_token(model, f"{cross}={value.replace(MISSING, '')}")
+        assert found["index"] == zone["index"]
+    rows = pa.table({"label": [0, 1, 0, 1], "site": [MISSING, None, None, "a"]})
+    called_so = model_of_schema(resolve(Schema(categorical=("site",)), rows.column_names), rows)
+    assert describe_token(called_so, f"site={MISSING}")["seen"] == 1
+    assert describe_token(called_so, "site=")["seen"] == 2
+
+
 def test_columns_of_a_matrix_are_their_own_tokens() -> None:
     from sklearn.datasets import make_classification
 

@@ -293,6 +293,30 @@ def test_a_slice_that_got_worse_is_refused_by_name() -> None:
     assert judge(with_slices(a=0.41, b=0.36), champion, Gate()).passed
 
 
+def test_slices_are_found_however_their_columns_are_written() -> None:
+    def with_slices(loss: float) -> dict[str, Any]:
+        return changed(slices={"dev,site": [{"slice": {"dev": "a", "site": "b"}, "rows": 2000, "log_loss": loss}]})
+
+    for columns in ("dev,site", "dev, site", " dev ,site "):
+        for gate in (
+            Gate(slices=(columns,)),
+            Gate.from_dict({"slices": columns}),
+            Gate.from_dict({"slices": [columns]}),
+        ):
+            assert gate.slices == ("dev,site",)
+            (refusal,) = judge(with_slices(0.6), with_slices(0.4), gate).refusals
+            assert refusal.startswith("where dev = a, site = b its log_loss is 1.500 times the champion's")
+    assert Gate(slices=("dev, site", "dev,site", "dev")).slices == ("dev,site", "dev")
+
+
+def test_slices_that_nobody_looked_at_are_an_error_and_not_a_pass() -> None:
+    gate, sliced = Gate(slices=("site",)), changed(slices={"site": []})
+    for candidate, other in ((GOOD, sliced), (sliced, GOOD), (GOOD, None), (changed(slices={"dev": []}), sliced)):
+        with pytest.raises(SettingsError, match="gate slices = 'site' is no kind of slice of an evaluation"):
+            judge(candidate, other, gate)
+    assert judge(sliced, sliced, gate).passed, "no slice has enough rows"
+
+
 # --- a folder that another model was written into -------------------------------------------------------
 
 
