@@ -58,6 +58,7 @@ def test_a_rule_for_bad_rows_that_there_is_not_leaves_none_out(model: FMModel, r
         ({"by": ""}, "by = '' names a column twice, or none"),
         ({"by": 5}, "by = 5 holds no name of a column"),
         ({"by": ["site", 5]}, "by = ['site', 5] holds no name of a column"),
+        ({"threshold": "0.5"}, "threshold = '0.5' is not legal: expected a probability between 0 and 1"),
         ({"settings": "local"}, "settings = 'local' is not legal: expected the ClusterSettings of a job"),
     ],
 )
