@@ -48,6 +48,8 @@ from dfm.model.slices import Slicing
 from dfm.pages.page import REPORT
 from dfm.runs.display import watched
 from dfm.runs.log import PUBLISHED, RunLog
+from dfm.settings.arguments import COUNT, check_bad_rows, checked, texts
+from dfm.settings.constraints import Number
 from dfm.settings.job import Job, load_job
 from dfm.settings.tables import ClusterSettings
 from dfm.storage import files, ownership
@@ -68,7 +70,7 @@ def train(
     job: JobLike,
     client: Client | None = None,
     *,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     on_event: OnEvent | None = None,
     progress: bool | None = None,
     run_id: str = "",
@@ -124,7 +126,7 @@ def _may_begin(job: Job, loss: CustomLoss | None, regularizer: CustomRegularizer
 def _resolved(
     job: JobLike,
     client: Any,
-    overrides: Sequence[str],
+    overrides: str | Sequence[str],
     loss: str | Callable[..., Any] | CustomLoss | None,
     regularizer: Callable[..., Any] | None,
 ) -> tuple[Job, CustomLoss | None, CustomRegularizer | None]:
@@ -139,11 +141,21 @@ def _check(client: Any) -> None:
         remote.check_client(client)
 
 
+def _check_scoring(client: Any, settings: Any, on_bad_rows: str) -> None:
+    """The same, and SettingsError where the settings are none of a cluster, or there is no such rule for bad rows."""
+    _check(client)
+    check_bad_rows(on_bad_rows)
+    if not isinstance(settings, ClusterSettings | None):
+        raise SettingsError(
+            f"settings = {settings!r} is not legal: expected the ClusterSettings of a job (dfm.load_job(…).cluster)"
+        )
+
+
 def search(
     job: JobLike,
     client: Client | None = None,
     *,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     on_event: OnEvent | None = None,
     progress: bool | None = None,
     resume: bool | None = None,
@@ -166,7 +178,7 @@ def trials(
     job: JobLike,
     client: Client | None = None,
     *,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     on_event: OnEvent | None = None,
     progress: bool | None = None,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
@@ -192,7 +204,7 @@ def cross_validate(
     *,
     by: str = "lot",
     client: Client | None = None,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     on_event: OnEvent | None = None,
     progress: bool | None = None,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
@@ -229,7 +241,7 @@ def _both(first: OnEvent, second: OnEvent) -> OnEvent:
     return on_event
 
 
-def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def plan(job: JobLike, overrides: str | Sequence[str] = ()) -> dict[str, Any]:
     """The plan of `train`, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
 
     Features are not counted yet, so the sizes are upper bounds: no more features than entries, and those of
@@ -261,7 +273,7 @@ def evaluate(
     *,
     settings: ClusterSettings | None = None,
     client: Client | None = None,
-    by: Sequence[str | Sequence[str]] = (),
+    by: str | Sequence[str | Sequence[str]] = (),
     group: str = "",
     threshold: float | None = None,
     top: int = 50,
@@ -280,16 +292,19 @@ def evaluate(
     count alike, and a warning says so. on_bad_rows: "error" or "skip", however many they are. on_event, progress:
     as in `train`.
 
-    by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by the same name, stand the `top`
-    worst of those with `min_rows` rows, by normalized entropy (regression: rmse), the first 200 with their AUC. group:
-    a column (a user, a query) within whose values rows are ranked: group_auc, ndcg_5, ndcg_10, mrr, groups and
-    groups_of_one_class, where rows with one score count as in the mean over their orders. threshold: a probability,
-    with accuracy, precision, recall and f1 where rows from it on count as positive.
+    by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by these names ("a,b", without
+    blanks), stand the `top` worst of those with `min_rows` rows, by normalized entropy (regression: rmse), the first
+    200 with their AUC. group: a column (a user, a query) within whose values rows are ranked: group_auc, ndcg_5,
+    ndcg_10, mrr, groups and groups_of_one_class, where rows with one score count as in the mean over their orders.
+    threshold: a probability, with accuracy, precision, recall and f1 where rows from it on count as positive.
+    SettingsError where an argument has none of these values.
     """
-    _check(client)
+    _check_scoring(client, settings, on_bad_rows)
+    top = checked("top", top, 50, COUNT)
+    min_rows = checked("min_rows", min_rows, 1000, Number(0))
+    slicing = Slicing.of(by, group)
     loaded, place = _model(model, storage_options)
     check_threshold(loaded, threshold)
-    slicing = Slicing.of(by, group)
     check_slicing(loaded, slicing)
     paths = _paths_of(data := arrived(data))
     if paths is not None:
@@ -365,9 +380,8 @@ def importance(
     model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
     rows: of so many, spread over the data, it is measured. The same on any cluster.
     """
-    _check(client)
-    if repeats < 1 or rows < 1:
-        raise SettingsError(f"repeats = {repeats}, rows = {rows}; both are at least 1")
+    _check_scoring(client, settings, on_bad_rows)
+    repeats, rows = checked("repeats", repeats, 3, COUNT), checked("rows", rows, MOST_ROWS, COUNT)
     loaded, place = _model(model, storage_options)
     check_importance(loaded)
     data = arrived(data)
@@ -487,7 +501,7 @@ def predict(
     data: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     output: str,
     *,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     overwrite: bool | Overwrite = False,
     settings: ClusterSettings | None = None,
     client: Client | None = None,
@@ -503,9 +517,11 @@ def predict(
 
     on_event, progress: as in `train`. overwrite: False: `output` must be empty; "own": an earlier prediction is
     replaced; True, or "beside": files that dfm did not make may lie there too, and stay. SettingsError where `output`
-    is, contains or lies inside the data or the model, whatever `overwrite` says, or is named like a file of text.
+    is empty, is, contains or lies inside the data or the model, whatever `overwrite` says, or is named like a file of
+    text.
     """
-    _check(client)
+    _check_scoring(client, settings, on_bad_rows)
+    files.check_named(output, "output")
     name, ending = os.path.splitext(output)
     if ending.lower() in _OF_TEXT:
         raise SettingsError(
@@ -523,7 +539,7 @@ def predict(
         )
     _checked(storage_options, output=[output])
     where = files.absolute(output)
-    scoring = Scoring(place, on_bad_rows, tuple(keep), where, storage_options)
+    scoring = Scoring(place, on_bad_rows, texts("keep", keep), where, storage_options)
     shards = _shards_at(paths, storage_options)
     inputs = [*paths, *([place.url] if isinstance(place, Edition) else [])]
     ownership.check_apart(where, inputs, "output", storage_options, shards=[shard.url for shard in shards])

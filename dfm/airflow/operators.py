@@ -20,6 +20,7 @@ from dfm.airflow.triggers import DfmDaskJobTrigger, DfmRunTrigger
 from dfm.errors import RunCancelled, SettingsError
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
+from dfm.settings.arguments import check_bad_rows, texts
 from dfm.settings.job import Job
 from dfm.workflow.gate import Gate
 
@@ -256,6 +257,7 @@ class DfmEvaluateOperator(_DfmOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_bad_rows(on_bad_rows)
         self.model = model
         self.data = data
         self.unseen = unseen
@@ -303,6 +305,7 @@ class DfmPublishOperator(_DfmOperator):
     ) -> None:
         super().__init__(**kwargs)
         Gate.from_dict(gate or {})
+        check_bad_rows(on_bad_rows)
         if on_refusal not in ON_REFUSAL:
             raise SettingsError(f"on_refusal = {on_refusal!r} is not legal: expected {' or '.join(ON_REFUSAL)}")
         self.candidate = candidate
@@ -354,17 +357,18 @@ class DfmPredictOperator(_DfmOperator):
         model: str,
         data: str | Sequence[str],
         scores: str,
-        keep: Sequence[str] = (),
+        keep: str | Sequence[str] = (),
         on_bad_rows: str = "error",
         beside: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_bad_rows(on_bad_rows)
         self.model = model
         self.data = data
         self.scores = scores
         self.beside = beside
-        self.keep = list(keep)
+        self.keep = list(texts("keep", keep))
         self.on_bad_rows = on_bad_rows
 
     def work(self, context: Any) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def predict(
     model: str,
     data: str | Sequence[str],
     output: str,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     dask_conn_id: str | None = "dask_default",
     storage_options: Mapping[str, Any] | None = None,
     on_bad_rows: str = "error",
@@ -213,7 +213,7 @@ def predict(
 
     with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:
         scored = steps.predict_once(
-            model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows, beside=beside
+            model, _listed(data), output, where, keep=keep, on_bad_rows=on_bad_rows, beside=beside
         )
     counts = f"{scored['predicted']:,} of {scored['rows']:,} rows scored, {scored['rejected']:,} rejected"
     logger.info("%s; by %s, in %s", counts, scored["model"], output)

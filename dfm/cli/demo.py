@@ -69,6 +69,7 @@ def run_demo(
     output: str, rows: int, seed: int, on_event: OnEvent, *, workers: int | None = None, epochs: int = 5
 ) -> DemoResult:
     """Make `rows` rows of clicks over eight days, train on seven, evaluate on the last; everything below `output`."""
+    files.check_named(output, "output")
     started = time.perf_counter()
     root = Path(output)
     job = root / "job.toml"

@@ -19,6 +19,7 @@ from dfm.data.facts import PLACEHOLDERS, SEPARATORS, ColumnFacts, DataFacts, fac
 from dfm.data.labels import positive_of
 from dfm.data.parquet import find_shards
 from dfm.data.schema import CATEGORY_KINDS
+from dfm.settings.arguments import texts
 from dfm.settings.toml import toml_value
 
 MARK = "# Made by dfm guess"
@@ -85,18 +86,18 @@ def guess(
     *,
     output: str = "results",
     storage_options: Mapping[str, Any] | None = None,
-    missing: Sequence[str] = (),
+    missing: str | Sequence[str] = (),
 ) -> str:
     """A commented job file (TOML) for Parquet data: paths, folders, globs or URLs.
 
     It is made of all footers and of up to 200,000 rows, the same text for the same data. Where a label was found the
     job runs as it stands; otherwise the label is left for the reader to name. output: the directory of its results.
-    missing: texts that mean no value wherever these rows come from, beside those that look so. DataError where there is
-    no Parquet, which says how text becomes that.
+    missing: a text, or texts, that mean no value wherever these rows come from, beside those that look so. DataError
+    where there is no Parquet, which says how text becomes that; SettingsError where a path is empty.
     """
     paths = [data] if isinstance(data, str | os.PathLike) else list(data)
     places = [os.fspath(path) for path in paths]
-    draft = _Draft(facts_of(find_shards(places, storage_options), storage_options), missing=tuple(missing))
+    draft = _Draft(facts_of(find_shards(places, storage_options), storage_options), missing=texts("missing", missing))
     _find_label(draft)
     _find_time(draft)
     _find_weight(draft)

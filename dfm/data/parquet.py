@@ -132,11 +132,13 @@ def find_shards(
 
     A path is a file, a folder (searched below; names that begin with "_" or "." are skipped) or a glob; local or a URL;
     or it names a table (`dfm.storage.tables`). snapshots: the states of tables that are known, by path; others are
-    looked for. DataError where a path names nothing, or a file is no readable Parquet.
+    looked for. SettingsError where a path is empty; DataError where one names nothing, or a file is no readable
+    Parquet.
     """
     options = dict(storage_options or {})
     found: dict[str, FoundFile] = {}
     for path in paths:
+        files.check_named(path, "a path of the data")
         for file in _files_of(path, options, snapshots or {}):
             known = found.setdefault(file.url, file)
             if (len(file.given), -len(file.below)) < (len(known.given), -len(known.below)):

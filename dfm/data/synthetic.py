@@ -202,6 +202,7 @@ def generate(
     """
     _check_sizes(rows, days, shards_per_day, processes)
     _check_seed(seed)
+    files.check_named(directory, "the folder of the log")
     names = _day_names(first_day, days)
     root = Path(directory)
     bias = _calibrate(seed)

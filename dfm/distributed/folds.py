@@ -25,6 +25,8 @@ from dfm.distributed.several import mean_of, member_runs, side_by_side, train_se
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.losses import is_paired
 from dfm.model.objective import UndefinedMetricError
+from dfm.settings.arguments import checked
+from dfm.settings.constraints import Number
 from dfm.settings.job import Job
 from dfm.training.automatic import Course
 from dfm.training.inputs import Inputs, RowSplit, find_inputs, plan_event
@@ -82,8 +84,7 @@ def cross_validate(
 
 
 def _check(job: Job, n_folds: int, by: str) -> None:
-    if n_folds < 2:
-        raise SettingsError(f"{n_folds} folds are not legal: expected 2 or more")
+    checked("n_folds", n_folds, 5, Number(2, integer=True))
     if by not in BY:
         raise SettingsError(f"folds by {by!r} are not legal: expected {' or '.join(BY)}")
     if by == "time" and not job.schema.time:

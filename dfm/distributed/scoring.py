@@ -20,9 +20,8 @@ from dfm.errors import DataError, ModelError
 from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import manifest_in_place, read_manifest
-from dfm.model.slices import (
-    Slicing,
-)
+from dfm.model.slices import Slicing
+from dfm.settings.arguments import check_bad_rows
 from dfm.storage import files
 
 
@@ -72,6 +71,9 @@ class Scoring:
     """The input columns that every part holds, decided once for all shards."""
     slicing: Slicing = field(default_factory=Slicing)
     """The slices and groups to evaluate by themselves."""
+
+    def __post_init__(self) -> None:
+        check_bad_rows(self.on_bad_rows)
 
 
 def both_sights(ours: Sights | None, theirs: Sights | None) -> Sights | None:

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from dfm.data.arrow_types import root_of
 from dfm.distributed.evaluate import Evaluation
 from dfm.errors import DataError, SettingsError
@@ -60,8 +62,8 @@ def check_threshold(model: FMModel, threshold: float | None) -> None:
     """SettingsError where there is no such probability, or the model has none."""
     if threshold is None:
         return
-    if not 0 < threshold < 1:
-        raise SettingsError(f"threshold = {threshold} is not legal: expected a probability between 0 and 1")
+    if not (isinstance(threshold, int | float | np.floating) and 0 < threshold < 1):
+        raise SettingsError(f"threshold = {threshold!r} is not legal: expected a probability between 0 and 1")
     if model.objective.info.link != "sigmoid":
         raise SettingsError(
             f"threshold = {threshold} is a probability, and the model's loss {model.objective.info.name} gives none; "

@@ -29,6 +29,8 @@ from dfm.kernels.losses import DEFAULT_LOSSES, is_paired, names_for
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, owners, readers
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective, with_fields
+from dfm.settings.arguments import checked, pairs
+from dfm.settings.constraints import Number, Text
 from dfm.settings.job import Job, differing
 from dfm.settings.tables import ALS, EPOCHS_TO_PLATEAU, MCMC, SGD, ModelSettings, Table, TrainingSettings
 from dfm.training.automatic import (
@@ -55,6 +57,7 @@ DEFAULT_BACKEND = "numba"
 """This process; a job looks for GPUs."""
 MANY_ROWS = 1_000
 """From so many rows on, early_stopping = "auto" holds some of them out."""
+_SHARE = Number(0, 1, open_low=True, open_high=True)
 _EPOCHS_UNTIL_TOLERANCE = 100
 """Most epochs where nothing validates: training ends when the loss of the training rows falls no more."""
 _MODEL_KNOBS = ("family", "groups", "order", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
@@ -89,6 +92,17 @@ class RowsToFit:
     is_part: bool = False
     goes_on: bool = False
     chosen: str = ""
+
+
+def _crosses(given: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:
+    """The columns of each cross. SettingsError where a lone text stands for those of one."""
+    listed = given or ()
+    if isinstance(listed, str) or any(isinstance(cross, str) for cross in listed):
+        raise SettingsError(
+            f"crosses = {given!r} is not legal: expected a list of crosses, each a list of columns, such as "
+            '[["site", "device"]]'
+        )
+    return tuple(tuple(cross) for cross in listed)
 
 
 def takes_rows_apart(estimator: Any) -> bool:
@@ -226,11 +240,11 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             categorical=named("categorical"),
             numeric=named("numeric"),
             lists=named("lists"),
-            crosses=tuple(tuple(cross) for cross in given["crosses"] or ()),
+            crosses=_crosses(given["crosses"]),
             missing=named("missing"),
             nan=given["nan"],
             list_separator=given["list_separator"],
-            derive=dict(given["derive"] or {}),
+            derive=pairs("derive", given["derive"], Text()),
             numeric_transform=given["numeric_transform"],
             standardize=self.standardize,
             hash_bits=given["hash_bits"],
@@ -381,8 +395,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         stopping, share = self.early_stopping, self.validation_fraction
         if stopping not in (True, False, "auto"):
             raise SettingsError(f'early_stopping = {stopping!r} is not legal: expected True, False or "auto"')
-        if not 0 < share < 1:
-            raise SettingsError(f"validation_fraction = {share} is not legal: expected a number between 0 and 1")
+        share = checked("validation_fraction", share, Parametrised.validation_fraction, _SHARE)
         if stopping == "auto" and self.solver == MCMC:  # which does not stop early
             return 0.0
         if has_eval_set or not stopping or (stopping == "auto" and n_rows < MANY_ROWS):

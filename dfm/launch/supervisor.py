@@ -6,6 +6,7 @@ scheduler was replaced, goes on from its checkpoint; one whose data or settings 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from dfm.errors import DfmError, StorageError
 from dfm.events import line_of
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
-from dfm.runs.heartbeat import Pulse
+from dfm.runs.heartbeat import Pulse, touch
 from dfm.settings.job import Job
 
 ATTEMPTS_LEFT = "DFM_ATTEMPTS_LEFT"
@@ -43,8 +44,11 @@ def drive(
     which is to be interrupted once. So do the same signals to the command alone, whose record then says "interrupted"
     for good, and a request to cancel the run between two attempts.
     tell: takes a line of JSON about each new attempt. heartbeat: a file that the command touches; when it stops doing
-    so it is killed, which is one way of being lost. SettingsError where another run is alive in the job's output.
+    so it is killed, which is one way of being lost. SettingsError where another run is alive in the job's output, or
+    the file cannot be there.
     """
+    if heartbeat:
+        touch(heartbeat)
     with _Attempts(job, run_id, heartbeat) as supervised:
         supervised.claim()
         for attempt in range(1, attempts + 1):
@@ -117,7 +121,8 @@ class _Attempts:
     def run(self, command: Sequence[str], attempts_left: int) -> int:
         """Run a command to its end; its exit code as a shell gives it (128 + signal)."""
         if self._heartbeat:
-            Path(self._heartbeat).touch()  # a probe looks for it before the command can
+            with contextlib.suppress(OSError):  # the command says what is wrong with it, and its end is on record
+                Path(self._heartbeat).touch()  # a probe looks for it before the command can
         environment = {**os.environ, ATTEMPTS_LEFT: str(attempts_left)}
         self._process = subprocess.Popen(command, env=environment)
         if self.asked:  # while the process was being started

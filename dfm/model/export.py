@@ -212,10 +212,11 @@ def export(
 ) -> list[str]:
     """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written.
 
-    names: of tokens, which "parquet" writes. An earlier export is replaced. SettingsError where a file of such a name
-    is there that dfm did not make, or the format cannot say what the model is; of a range that predictions stay in,
-    which texts cannot say either, there is a warning.
+    names: of tokens, which "parquet" writes. An earlier export is replaced. SettingsError where the folder has no name,
+    a file of such a name is there that dfm did not make, or the format cannot say what the model is; of a range that
+    predictions stay in, which texts cannot say either, there is a warning.
     """
+    files.check_named(directory, "output")
     model.check_is_machine("export")
     info, family = model.objective.info, model.table.layout.family
     if kind in _TEXTS and kind not in family_of(family).texts:

@@ -29,7 +29,8 @@ draws."""
 
 
 def check_place(url: str, options: files.Options = None) -> None:
-    """SettingsError where a model would replace a model.json that dfm did not write."""
+    """SettingsError where a model has no place at all, or would replace a model.json that dfm did not write."""
+    files.check_named(url, "the folder of the model")
     ownership.check_replaceable(files.join(url, MANIFEST), lambda *_: bool(manifest_in_place(url, options)), options)
 
 

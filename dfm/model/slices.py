@@ -21,6 +21,8 @@ from dfm.data.texts import texts_of
 from dfm.errors import SettingsError
 from dfm.model.group_auc import rows_by_group
 from dfm.model.metrics import ClassificationTally
+from dfm.settings.arguments import checked
+from dfm.settings.constraints import Text
 
 MOST_SLICES = 1 << 20
 """Slices of one kind that are kept at a time."""
@@ -39,10 +41,17 @@ class Slicing:
     group: str = ""
 
     @classmethod
-    def of(cls, by: Sequence[str | Sequence[str]], group: str = "") -> Slicing:
-        """From names: "site", "device,hour" or a list of columns. SettingsError where one is empty or there twice."""
-        listed = [each.split(",") if isinstance(each, str) else each for each in by]
-        found = tuple(tuple(name.strip() for name in each) for each in listed)
+    def of(cls, by: str | Sequence[str | Sequence[str]], group: str = "") -> Slicing:
+        """From names: "site", "device,hour" or a list of columns; one of these, or several. SettingsError where one is
+        empty or there twice, or it is no name.
+        """
+        given = [by] if isinstance(by, str) else by
+        try:
+            listed = [each.split(",") if isinstance(each, str) else each for each in given]
+            found = tuple(tuple(name.strip() for name in each) for each in listed)
+        except (TypeError, AttributeError):
+            raise SettingsError(f"by = {by!r} holds no name of a column; write column,column") from None
+        checked("group", group, "", Text())
         for names in found:
             if not all(names) or len(set(names)) < len(names) or {*names} & {*_SUMS}:
                 raise SettingsError(f"by = {','.join(names)!r} names a column twice, or none; write column,column")

@@ -12,14 +12,30 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dfm.errors import SettingsError
+from dfm.storage.retry import first_line
+
 SECONDS = 5.0
 STALLED_SECONDS = 600.0
 """So long without a touch and the process is taken for dead: a hundred and twenty of them, for a machine that swaps."""
 
 
+def touch(path: str) -> None:
+    """Touch a file for the first time. SettingsError where it cannot be there, as its folder is not."""
+    try:
+        Path(path).touch()
+    except OSError as error:
+        raise SettingsError(
+            f"the heartbeat {path} cannot be written ({first_line(error)}); make its folder, or name a file in one "
+            "that is there and may be written to (--heartbeat)"
+        ) from error
+
+
 @contextlib.contextmanager
 def beating(path: str) -> Iterator[None]:
-    """Touch a file every few seconds until the block ends; without a path, nothing is done."""
+    """Touch a file every few seconds until the block ends; without a path, nothing is done. SettingsError where there
+    can be no such file.
+    """
     if not path:
         yield
         return
@@ -30,7 +46,7 @@ def beating(path: str) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a disk that is full for a moment ends no run
                 Path(path).touch()
 
-    Path(path).touch()
+    touch(path)
     thread = threading.Thread(target=beat, name="dfm-alive", daemon=True)
     thread.start()
     try:

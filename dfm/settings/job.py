@@ -24,6 +24,7 @@ from dfm.errors import SettingsError
 from dfm.kernels.blocks import MAX_ROW_FACTORS
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, is_paired
+from dfm.settings.arguments import texts
 from dfm.settings.constraints import Constraint, Illegal, ListOf, TableOf, did_you_mean, show
 from dfm.settings.tables import (
     MCMC,
@@ -229,8 +230,8 @@ def _as_json(default: Any) -> Any:
 # --- from file and command line --------------------------------------------------------------------------
 
 
-def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: Sequence[str] = ()) -> Job:
-    """The checked job of a TOML file, a dict of tables or another job, after `table.key=value` overrides.
+def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: str | Sequence[str] = ()) -> Job:
+    """The checked job of a TOML file, a dict of tables or another job, after a `table.key=value` override, or several.
 
     A value is read as TOML; where that is no TOML, or not what the knob takes, its text is taken as a string, unless a
     list was meant, or a number (.05). Relative paths stay as they are written.
@@ -241,11 +242,11 @@ def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides
 
 
 def read_tables(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: Sequence[str] = ()
+    source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: str | Sequence[str] = ()
 ) -> dict[str, Any]:
     """The tables that `load_job` makes a job of, as they are written and not yet checked."""
     tables = _read_tables(source)
-    for override in overrides:
+    for override in texts("overrides", overrides):
         _apply_override(tables, override)
     return tables
 

@@ -64,8 +64,20 @@ def absolute(url: str) -> str:
     return ("file://" if url.startswith("file://") else "") + os.path.abspath(local_path(url))
 
 
+def check_named(url: str | os.PathLike[str], what: str) -> None:
+    """SettingsError where a place to write to (named `what` in the message) is an empty text: what was to lie in it
+    would lie in the root of the disk.
+    """
+    if not os.fspath(url).strip():
+        raise SettingsError(
+            f"{what} is empty and names no place; name a folder or URL, and see that a variable that should hold its "
+            "name is set"
+        )
+
+
 def join(url: str, name: str) -> str:
-    """A file or folder below a folder."""
+    """A file or folder below a folder. SettingsError where that has no name."""
+    check_named(url, f"the folder of {name}")
     return f"{url.rstrip('/')}/{name}"
 
 

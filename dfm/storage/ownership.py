@@ -389,12 +389,13 @@ def check_apart(
     output: str, inputs: Sequence[str], what: str, options: files.Options = None, *,
     shards: Sequence[str] = (), may_hide: bool = False,
 ) -> None:  # fmt: skip
-    """SettingsError where an output (named `what` in the message) is, contains or lies inside an input.
+    """SettingsError where an output (named `what` in the message) is empty, or is, contains or lies inside an input.
 
     inputs: paths, URLs or globs. shards: files that were found there, maybe beyond symbolic links; none of them may
     lie below the output. may_hide: whether the output may lie inside an input where no reader looks, below a name that
     begins with "." or "_". Links are followed, and all names of one place count as one.
     """
+    files.check_named(output, what)
     place = place_of(output, options)
     for url in inputs:
         for found in _named(url, options):

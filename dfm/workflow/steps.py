@@ -41,6 +41,7 @@ from dfm.pages.page import REPORT
 from dfm.runs import record as runs
 from dfm.runs.display import rejected_text
 from dfm.runs.record import RunRecord
+from dfm.settings.arguments import check_bad_rows, texts
 from dfm.settings.job import Job
 from dfm.settings.tables import ClusterSettings
 from dfm.storage import files, ownership
@@ -290,6 +291,7 @@ def evaluate_once(
     metrics of all rows; a model of pairs tells of the groups of its job where none are named. ModelError where the
     model is replaced meanwhile.
     """
+    check_bad_rows(on_bad_rows)
     options = where.storage_options
     marks = registry.marks_of(model, options)
     shards = find_shards(list(data), options)
@@ -329,11 +331,12 @@ def publish(
     SettingsError where it is a date in another form than ISO 8601.
     GateError where it is refused, unless `enforce` is off: then the answer says so. ModelError where another model lies
     in the champion's place, since a model would be compared with itself, and where the candidate is replaced while it
-    is judged. on_bad_rows: "error" or "skip"; SettingsError where
-    the two models left out other rows. Warns where the champion was trained on the shards, and a refusal says so.
+    is judged. on_bad_rows: "error" or "skip"; SettingsError where it is neither, or the two models left out other rows.
+    Warns where the champion was trained on the shards, and a refusal says so.
     """
     options = where.storage_options
     check_order(order)
+    check_bad_rows(on_bad_rows)
     ownership.check_apart(alias, data, "alias", options)
     if older := _left_alone(candidate, alias, order, options):
         return older
@@ -349,10 +352,10 @@ def publish(
         rival = _rival(candidate, present.model, data, where, asked, on_bad_rows) if present else None
         verdict = judge(metrics, rival, gate)
         try:
-            version = present.number if present else 0
             entry = registry.promote(
-                alias, candidate, verdict, order=order, seen=version, judged=marks, options=options
-            )
+                alias, candidate, verdict, order=order, seen=present.number if present else 0, judged=marks,
+                options=options,
+            )  # fmt: skip
             _warn(doubt)
             return _publication(alias, entry.number, verdict, [])
         except GateError as refusal:
@@ -433,18 +436,20 @@ def _publication(
 
 
 def predict_once(
-    model: str, data: Sequence[str], output: str, where: Where, *, keep: Sequence[str] = (), on_bad_rows: str = "error",
-    beside: bool = False,
+    model: str, data: Sequence[str], output: str, where: Where, *, keep: str | Sequence[str] = (),
+    on_bad_rows: str = "error", beside: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Score shards with a model, or the champion of an alias; scores of the same model and shards are left alone.
 
     Earlier scores in `output` are replaced. beside: whether files that dfm did not make may lie there; they stay.
     ModelError where the model is replaced meanwhile.
     """
-    options = where.storage_options
+    check_bad_rows(on_bad_rows)
+    files.check_named(output, "output")
+    options, kept = where.storage_options, list(texts("keep", keep))
     url = registry.model_of(model, options)
     marks, shards = registry.marks_of(url, options), find_shards(list(data), options)
-    key = fingerprint(marks, _identities(shards), list(keep), on_bad_rows)
+    key = fingerprint(marks, _identities(shards), kept, on_bad_rows)
     record = files.join(output, SCORED)
     ownership.check_replaceable(record, _is_scored, options)
     if files.exists(record, options) and files.exists(files.join(output, DONE), options):
@@ -454,7 +459,7 @@ def predict_once(
     ownership.remove_own(record, _is_scored, options)
     replaced: Overwrite = "beside" if beside else "own"
     scored = jobs.predict(
-        url, data, output, keep=keep, overwrite=replaced, settings=where.settings, client=where.client,
+        url, data, output, keep=kept, overwrite=replaced, settings=where.settings, client=where.client,
         on_bad_rows=on_bad_rows, storage_options=options, on_event=where.on_event,
     )  # fmt: skip
     registry.check_unchanged(url, marks, "scored", options)

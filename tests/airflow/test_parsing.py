@@ -97,6 +97,15 @@ def test_parsing_loads_neither_dask_nor_numba():
             "DfmPublishOperator(task_id='t', candidate='c', alias='a', data='d', on_refusal='ignore')",
             "on_refusal = 'ignore' is not legal",
         ),
+        (
+            "DfmPublishOperator(task_id='t', candidate='c', alias='a', data='d', on_bad_rows='fail')",
+            'on_bad_rows = "fail" is not legal',
+        ),
+        ("DfmEvaluateOperator(task_id='t', model='m', data='d', on_bad_rows=None)", "on_bad_rows = None is not legal"),
+        (
+            "DfmPredictOperator(task_id='t', model='m', data='d', scores='s', on_bad_rows='Skip')",
+            'on_bad_rows = "Skip" is not legal',
+        ),
     ],
 )
 def test_a_wrong_task_is_told_when_the_dag_is_parsed(tmp_path: Path, task: str, message: str):

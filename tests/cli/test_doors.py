@@ -55,6 +55,22 @@ def test_programs_are_told_of_a_conversion_in_an_event(run: Run, text: Path, tmp
     assert told["columns"] == {"label": "double", "features": "map<int64, float>"}
 
 
+def test_variables_that_nobody_has_set_are_no_folders(run: Run, text: Path, tmp_path: Path) -> None:
+    """`--to "$OUT"`, as the shell leaves it."""
+    for arguments, told in (
+        (("convert", text, "--to", ""), "the folder for the shards (--to) is empty and names no place"),
+        (("synth", "", "--rows", 100), "the folder of the log is empty and names no place"),
+        (("demo", "--output", "", "--rows", 2000), "output is empty and names no place"),
+        (("guess", ""), "a path of the data is empty and names no place"),
+        (
+            ("convert", text, "--to", tmp_path, "--on-bad-rows", "skip", "--max-bad-fraction", "nan"),
+            "= NaN is not legal",
+        ),
+    ):
+        code, _, err = run(*arguments)
+        assert (code, told in err) == (2, True), err
+
+
 def test_wishes_about_tables_reach_the_reader(run: Run, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("1;007;NA\n0;008;2.5\n")
     wishes = ("--delimiter", ";", "--no-header", "--type", "column_1=text", "--missing", "NA")

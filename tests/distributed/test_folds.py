@@ -112,7 +112,7 @@ def test_ctrl_c_ends_it_also_where_a_training_would_publish(
 @pytest.mark.parametrize(
     ("changes", "n_folds", "by", "message"),
     [
-        ({}, 1, "lot", "1 folds are not legal"),
+        ({}, 1, "lot", "n_folds = 1 is not legal"),
         ({}, 3, "day", "folds by 'day' are not legal"),
         ({}, 3, "time", "need schema.time"),
         ({"data": {"validation": "x"}}, 3, "lot", "Leave data.validation out"),

@@ -318,7 +318,7 @@ def test_bad_rows_and_bad_wishes_are_told(model: str) -> None:
         dfm.importance(model, rows)
     with pytest.raises(DataError, match="no row is left"):
         dfm.importance(model, rows, on_bad_rows="skip")
-    with pytest.raises(SettingsError, match="both are at least 1"):
+    with pytest.raises(SettingsError, match="repeats = 0 is not legal"):
         dfm.importance(model, rows, repeats=0)
 
 

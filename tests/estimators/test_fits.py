@@ -397,5 +397,10 @@ def test_parameters_out_of_range_are_refused_with_the_range():
         FMClassifier(n_replicas=601).fit(X, PAIR)
     with pytest.raises(SettingsError, match="tol = 'small' is not legal: expected a number, or None"):
         FMClassifier(tol="small").fit(X, PAIR)
+    for share in ("auto", None, 0, 1):
+        with pytest.raises(
+            SettingsError, match=r"validation_fraction = .* is not legal: expected a number above 0 to below"
+        ):
+            FMClassifier(validation_fraction=share).fit(X, PAIR)
     with pytest.raises(DivergenceError, match="try a smaller learning_rate"):
         FMRegressor(optimizer="sgd", learning_rate=100.0).fit(X, NUMBERS)

@@ -126,6 +126,19 @@ def test_ways_to_read_tables_are_refused_for_arrays_and_those_to_read_text_have_
     FMClassifier(n_epochs=1, missing=["NA"], list_separator=";").fit(rows, y)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"derive": "hour(time)"}, r'derive = "hour\(time\)" is not legal: expected a dict, each value a string'),
+        ({"crosses": "site"}, "crosses = 'site' is not legal: expected a list of crosses, each a list of columns"),
+        ({"crosses": ["site", "device"]}, r"crosses = \['site', 'device'\] is not legal"),
+    ],
+)
+def test_texts_in_the_place_of_lists_and_dicts_are_refused(given, told):
+    with pytest.raises(SettingsError, match=told):
+        FMClassifier(**given).fit(pd.DataFrame({"site": ["a", "b"], "device": ["c", "d"]}), [0, 1])
+
+
 def test_a_column_that_is_not_there_is_told_in_words_of_estimators():
     told = r'^categorical names "unseen", which no column of the data matches. There are: site, zone, price.$'
     with pytest.raises(SettingsError, match=told):

@@ -294,6 +294,19 @@ def test_a_heartbeat_goes_on_while_the_driver_is_busy_and_ends_with_it(
         pass
 
 
+def test_a_heartbeat_in_a_folder_that_is_not_there_is_told_before_the_run_begins(
+    drive: Callable[..., Any], job: Job, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "missing" / "alive")
+    told = r"the heartbeat .*missing/alive cannot be written \(.*No such file.*make its folder, or name a file in one"
+    with pytest.raises(SettingsError, match=told):
+        heartbeat.beating(place).__enter__()
+    with pytest.raises(SettingsError, match=told):
+        drive("sys.exit(0)", heartbeat=place)
+    assert not (tmp_path / "starts").exists()
+    assert runs.read_run(job.output.directory) is None
+
+
 @pytest.mark.parametrize("told", ["signal", "request"])
 def test_a_pause_between_two_attempts_ends_when_the_run_is_told_to_stop(
     drive: Callable[..., Any], job: Job, monkeypatch: pytest.MonkeyPatch, told: str

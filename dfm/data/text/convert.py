@@ -24,8 +24,10 @@ from dfm.data.text.account import LineAccount
 from dfm.data.text.formats import AUTO, Format, Wishes, format_of, lines_of
 from dfm.data.text.parsed import LABEL, Reader
 from dfm.data.text.sources import Chunk, Source, blocks, chunks_of, find_sources
-from dfm.data.text.tables import checked_delimiter, doubtful_header, missing_numbers
+from dfm.data.text.tables import KINDS, checked_delimiter, doubtful_header, missing_numbers
 from dfm.errors import DataError, SettingsError
+from dfm.settings.arguments import COUNT, check_bad_rows, checked, pairs, texts
+from dfm.settings.constraints import Options
 from dfm.storage import files, ownership
 from dfm.storage.ownership import CONVERSION, Ledger
 
@@ -70,7 +72,7 @@ def convert(
     delimiter: str = "",
     header: bool = True,
     types: Mapping[str, str] | None = None,
-    missing: Sequence[str] = (),
+    missing: str | Sequence[str] = (),
     names: Sequence[str] = (),
     on_bad_rows: str = "error",
     max_bad_fraction: float = 0.01,
@@ -85,8 +87,8 @@ def convert(
     inputs: paths, folders, globs or URLs; folders `name=value` below them are kept, and those that they end in, unless
     `directory` ends in one of that name. format: one of `formats.FORMATS`, or "auto", which looks at the first lines.
     Of tables (csv, tsv) delimiter: another one, an ASCII character; header: whether the first line names the columns;
-    types: "text", "number" or "integer" by column, of others as samples of the files have it; missing: texts that mean
-    a missing value, beside none at all; names: of the columns, where no line has them.
+    types: "text", "number" or "integer" by column, of others as samples of the files have it; missing: a text, or
+    texts, that mean a missing value, beside none at all; names: of the columns, where no line has them.
 
     on_bad_rows: "error" stops at the first line that is no row, "skip" leaves out up to max_bad_fraction of them. More
     `processes` write the same bytes; they are spawned, so a script that asks for more than one needs the `if __name__
@@ -98,13 +100,15 @@ def convert(
     anything that an earlier conversion did not make, or is, contains or lies inside an input; StorageError where
     another run wrote there meanwhile.
     """
-    _check(on_bad_rows, processes, shard_bytes)
-    delimiter = checked_delimiter(delimiter)
+    check_bad_rows(on_bad_rows, max_bad_fraction)
+    for name, value, default in (("processes", processes, 1), ("shard_bytes", shard_bytes, SHARD_BYTES)):
+        checked(name, value, default, COUNT)
+    files.check_named(directory, "the folder for the shards (--to)")
+    wishes = _wishes(checked_delimiter(delimiter), header, types, texts("missing", missing), names)
     paths = [inputs] if isinstance(inputs, str) else list(inputs)
     options = dict(storage_options or {})
     found = find_sources(paths, options, dict(columns_at_end(files.open_store(directory, options)[1])))
     ownership.check_apart(directory, paths, "--to", options, shards=[source.url for source in found])
-    wishes = Wishes(delimiter, header and not names, dict(types or {}), tuple(missing), tuple(names))
     chosen, reader, sources = _reader(found, format, wishes, options)
     chunks = chunks_of(sources, shard_bytes)
     ledger, claim = _prepare(directory, [chunk.name for chunk in chunks], overwrite, options)
@@ -126,12 +130,14 @@ def convert(
     return Conversion(directory, chosen.name, reader, account, len(chunks))
 
 
-def _check(on_bad_rows: str, processes: int, shard_bytes: int) -> None:
-    if on_bad_rows not in ("error", "skip"):
-        raise SettingsError(f"on_bad_rows = {on_bad_rows!r}: must be error or skip")
-    for name, value in (("processes", processes), ("shard_bytes", shard_bytes)):
-        if value < 1:
-            raise SettingsError(f"{name} = {value}: must be at least 1")
+def _wishes(
+    delimiter: str, header: bool, types: Mapping[str, str] | None, missing: tuple[str, ...], names: Sequence[str]
+) -> Wishes:
+    """The wishes of a caller. SettingsError where a type is none, or a lone text is to name all columns."""
+    if isinstance(names, str) and names:
+        raise SettingsError(f"names = {names!r} is a lone text; give a list with a name for each column")
+    kinds = pairs("types", types, Options(tuple(KINDS)))
+    return Wishes(delimiter, header and not names, kinds, missing, tuple(names))
 
 
 def _reader(

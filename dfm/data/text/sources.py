@@ -74,13 +74,15 @@ class Chunk:
 
 
 def find_sources(inputs: Sequence[str], options: files.Options = None, known: Collection[str] = ()) -> list[Source]:
-    """The files that paths, folders, globs and URLs name, in that order, each once. DataError where one names none.
+    """The files that paths, folders, globs and URLs name, in that order, each once. DataError where one names none,
+    SettingsError where it is empty.
 
     known: columns that the folders of the output give already, whatever the path of an input ends in.
     """
     urls: dict[ownership.Place, str] = {}
     partitions: dict[ownership.Place, str] = {}
     for url in inputs:
+        files.check_named(url, "a path of the data")
         found = _named(url, options, known)
         if not found:
             raise DataError(f"no file at {url!r}: check the path; folders and globs like 'day=*/*.txt' work")

@@ -22,8 +22,9 @@ from distributed import Client, Future
 from distributed.security import Security
 from distributed.versions import VersionMismatchWarning
 
-from dfm.errors import ClusterError, SettingsError
+from dfm.errors import ClusterError, DfmError, SettingsError
 from dfm.settings.tables import ClusterSettings
+from dfm.storage.retry import first_line
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -273,15 +274,36 @@ def _security(settings: ClusterSettings) -> Security | None:
 
 
 def _of_factory(settings: ClusterSettings, stack: contextlib.ExitStack) -> Client:
-    made = _function(settings.factory)(**settings.factory_options)
+    made = _made(settings)
+    if not (isinstance(made, Client) or hasattr(made, "get_client")):
+        raise SettingsError(
+            f"cluster.factory = {settings.factory!r} gave a {type(made).__name__}; it must give a Dask cluster or a "
+            "client (the address of a scheduler is cluster.scheduler)"
+        )
     stack.enter_context(made)
-    if isinstance(made, Client):
-        return made
-    if hasattr(made, "get_client"):
-        return stack.enter_context(_as_context(made.get_client()))
-    raise SettingsError(
-        f"cluster.factory = {settings.factory!r} gave a {type(made).__name__}; it must give a Dask cluster or a client"
-    )
+    return made if isinstance(made, Client) else stack.enter_context(_as_context(made.get_client()))
+
+
+def _made(settings: ClusterSettings) -> Any:
+    """Its cluster or client. SettingsError where the factory does not take its options, ClusterError where it fails."""
+    named, options = f"cluster.factory = {settings.factory!r}", settings.factory_options
+    factory = _function(settings.factory)
+    if not callable(factory):
+        raise SettingsError(f"{named} is a {type(factory).__name__}, and no function; write module:function")
+    try:
+        return factory(**options)
+    except DfmError:
+        raise
+    except TypeError as error:
+        raise SettingsError(
+            f"{named} cannot be called with cluster.factory_options ({', '.join(options) or 'none'}): "
+            f"{first_line(error)}; give the options that it takes"
+        ) from error
+    except Exception as error:
+        raise ClusterError(
+            f"{named} gave no cluster: {type(error).__name__}: {first_line(error)}; see to what it needs, and run the "
+            "same command again"
+        ) from error
 
 
 def _as_context(client: Client) -> contextlib.AbstractContextManager[Any]:
@@ -294,7 +316,7 @@ def _function(name: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # of whatever kind: the module's own code runs here
         raise SettingsError(
             f"cluster.factory = {name!r} cannot be imported ({error}); write module:function, and see that the module "
             "is installed where dfm runs"

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfm import jobs
+from dfm.data.guess import guess
 from dfm.data.parquet import find_shards
 from dfm.data.text import convert as converting
 from dfm.data.text.convert import convert
@@ -187,6 +188,33 @@ def test_bad_lines_that_are_skipped_are_counted_with_their_places(tmp_path: Path
     with pytest.raises(DataError, match=r"2 of 4002 lines are bad, more than --max-bad-fraction 0\.0001 allows"):
         convert(str(path), str(tmp_path / "shards"), on_bad_rows="skip", max_bad_fraction=0.0001, overwrite=True)
     assert not list((tmp_path / "shards").glob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({"max_bad_fraction": float("nan")}, "max_bad_fraction = NaN is not legal: expected a number from 0 to 1"),
+        ({"max_bad_fraction": -1}, "max_bad_fraction = -1 is not legal"),
+        ({"max_bad_fraction": None}, "max_bad_fraction = None is not legal"),
+        ({"processes": 0}, "processes = 0 is not legal: expected an integer, 1 or more"),
+        ({"shard_bytes": 1.5}, "shard_bytes = 1.5 is not legal"),
+        ({"types": {"a": "tex"}}, r'types = {"a": "tex"} is not legal: .*Did you mean "text"\?'),
+        ({"types": "a=text"}, 'types = "a=text" is not legal: expected a dict'),
+        ({"names": "abc"}, "names = 'abc' is a lone text; give a list with a name for each column"),
+    ],
+)
+def test_wishes_that_nothing_can_fulfil_are_refused(tmp_path: Path, wish: dict[str, Any], told: str) -> None:
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SettingsError, match=told):
+        convert(str(tmp_path / "log.csv"), str(tmp_path / "shards"), on_bad_rows="skip", **wish)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_lone_text_that_means_missing_is_one_text(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("label,s\n1,NA\n0,N\n1,A\n")
+    convert(str(tmp_path / "log.csv"), str(tmp_path / "shards"), missing="NA")
+    assert pq.read_table(tmp_path / "shards")["s"].to_pylist() == [None, "N", "A"]
+    assert guess(str(tmp_path / "shards"), missing="NA") == guess(str(tmp_path / "shards"), missing=["NA"])
 
 
 def test_ends_of_lines_of_other_systems_change_no_row(tmp_path: Path) -> None:
