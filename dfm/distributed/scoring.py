@@ -24,6 +24,7 @@ from dfm.model.slices import (
     Slicing,
 )
 from dfm.storage import files
+from dfm.training.label_units import of_thinned_log
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Scoring:
     """The input columns that every part holds, decided once for all shards."""
     slicing: Slicing = field(default_factory=Slicing)
     """The slices and groups to evaluate by themselves."""
+    negative_rate: float = 1.0
+    """The share of negative rows that the rows still have: they are scored as the log that the model was trained on."""
 
 
 def both_sights(ours: Sights | None, theirs: Sights | None) -> Sights | None:
@@ -80,8 +83,8 @@ def both_sights(ours: Sights | None, theirs: Sights | None) -> Sights | None:
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(edition: Edition, options: str) -> FMModel:
-    return edition.load(json.loads(options))
+def _loaded(edition: Edition, options: str, negative_rate: float) -> FMModel:
+    return of_thinned_log(edition.load(json.loads(options)), negative_rate)
 
 
 def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, Edition | Future]:
@@ -91,7 +94,7 @@ def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, Edition | Fut
         if not files.is_local(model.url) or shares_disk(watch.client):
             # In each task: all that wait for one value run where it lies, as workers steal nothing.
             return replace(scoring, model=None), model
-        model = model.load()
+        model = of_thinned_log(model.load(), scoring.negative_rate)
     return replace(scoring, model=None), watch.keep(model)
 
 
@@ -99,7 +102,8 @@ def loaded_model(scoring: Scoring, placed: Edition | FMModel) -> FMModel:
     """The model; an edition is loaded once per process. ModelError where it was replaced, and its files are gone."""
     if isinstance(placed, FMModel):
         return placed
-    return _loaded(placed, json.dumps(dict(scoring.storage_options or {}), sort_keys=True))
+    options = json.dumps(dict(scoring.storage_options or {}), sort_keys=True)
+    return _loaded(placed, options, scoring.negative_rate)
 
 
 def account_of(on_bad_rows: str, batch: Batch, encoded: Encoded) -> RowAccount:
