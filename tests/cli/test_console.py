@@ -17,7 +17,7 @@ from dfm.cli.console import (
 
 TOKEN = {"token": "hotel=東京", "index": 240861, "seen": 4500, "w": -0.0115, "factors": [0.0904 + k for k in range(16)]}
 FIELD = {
-    "field": "impression_id", "kind": "numeric, auto", "features": 1037, "with_factors": 151, "spread_of_w": 0.0941,
+    "field": "impression_id", "kind": "numeric, auto", "features": 1037, "with_factors": 151, "spread_of_wx": 0.0941,
     "mean_norm_of_V": 0.1562,
 }  # fmt: skip
 TRIAL = {
