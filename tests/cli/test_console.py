@@ -89,6 +89,13 @@ def test_names_of_columns_are_whole_beside_what_was_found_of_them(width: int) ->
         assert text.count("q") == 33
 
 
+def test_a_column_whose_values_nobody_tells_apart_is_shown_without_an_index() -> None:
+    shares = {name: 0.1234 for name in ("missing", "rare", "unseen", "training_missing", "training_rare")}
+    record = {"column": "price", "psi": None, **shares}
+    assert has(shown(drift_table([record]), 80), "price", "- 0.1234 0.1234")
+    assert drift_table([{**record, "training_missing": None, "training_rare": None}]) is None
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_words_go_to_the_next_line_whole(width: int) -> None:
     text = shown(table_of([FIELD], "fields", width), width)
