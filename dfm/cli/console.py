@@ -50,9 +50,9 @@ def metric_text(value: object, is_count: bool) -> str:
 
 def drift_table(records: Sequence[Event]) -> Table | None:
     """The columns that differ most from training, with the shares of values by what the model knows of them; None
-    without any.
+    where it knows nothing of training.
     """
-    shown = [record for record in records if record["psi"] is not None][:_MOST_DRIFTED]
+    shown = [record for record in records if record["training_missing"] is not None][:_MOST_DRIFTED]
     if not shown:
         return None
     numbers = [Column(title, justify="right", no_wrap=True) for title in _DRIFT.values()]

@@ -195,7 +195,9 @@ def inspect(
         "pairs": "pairs of fields, by how strong the model found them: the first and the last",
     }.items():
         if described.get(name):
-            console.print(table_of(described[name], title, console.width))
+            unknown = any(record.get("spread_of_wx", 0.0) is None for record in described[name])
+            caption = "-: of numbers as they are the model knows no spread; they are the last, by the size of w"
+            console.print(table_of(described[name], title, console.width, caption if unknown else ""))
 
 
 def _batches_of(data: tuple[str, ...], columns: tuple[str, ...], options: dict[str, Any]) -> Iterator[Any]:

@@ -184,7 +184,8 @@ def sights_of_shard(
     """The values of the rows of a hashing task, as the model knows them."""
     chunk = hash_units(on_this_worker(reading), units, n_slices, seed)
     check_chunk(chunk, on_this_worker(reading), n_slices)
-    return Watcher.of(vocabulary, reading.schema, row_lookup(vocabulary, vocabulary_key)).sights(chunk.rows)
+    lookup = row_lookup(vocabulary, vocabulary_key)
+    return Watcher.of(vocabulary, reading.schema, reading.statistics, lookup).sights(chunk.rows)
 
 
 def remember(vocabulary: Vocabulary, sights: Sequence[Sights]) -> Vocabulary:

@@ -140,7 +140,8 @@ class _Rows:
         """Look at them as a model remembers rows, and at what travels between workers."""
         with _told_if_in_vain():
             sum_of_bits([np.zeros(1 << 17, np.uint64)])
-            Watcher.of(self._vocabulary, self._reading.schema, RowLookup(self._vocabulary)).sights(self._chunk.rows)
+            known = self._vocabulary, self._reading.schema, self._reading.statistics, RowLookup(self._vocabulary)
+            Watcher.of(*known).sights(self._chunk.rows)
 
     def keep(self, work: Work, seconds: float) -> None:
         """Score some as those who publish a model do. seconds: that were waited until now."""

@@ -115,10 +115,12 @@ def _widest_column(run: Run, prepared: Prepared) -> str:
 
 def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Evaluation, Damage | None, list[dict[str, Any]]]:
     """The metrics of the rows that validate by the model that was published, what it costs to lose a column, as far as
-    a loss says so, and a record of each of their columns.
+    a loss says so, and a record of each of their columns. As in training, the rows are those of the log as it is: where
+    it kept a share of its negative rows, the model is not yet that of the full stream.
     """
-    options = run.job.data.storage_options
-    scoring = Scoring(Edition.of(model_url(run), options), storage_options=options, slicing=slicing)
+    data, options = run.job.data, run.job.data.storage_options
+    edition = Edition.of(model_url(run), options)
+    scoring = Scoring(edition, storage_options=options, slicing=slicing, negative_rate=data.negative_rate)
     scoring, placed = placed_model(run.watch, scoring)
     tasks, total = tasks_to_judge(run), prepared.validation_account.accepted
     effort = Effort.of(min(total, ROWS_TO_LOOK_AT), MOST_ROWS_IN_TURN, 1) if _has_losses(run) else None

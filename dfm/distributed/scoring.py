@@ -23,6 +23,7 @@ from dfm.model.folder import manifest_in_place, read_manifest
 from dfm.model.slices import Slicing
 from dfm.settings.arguments import check_bad_rows
 from dfm.storage import files
+from dfm.training.label_units import of_thinned_log
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Scoring:
     """The input columns that every part holds, decided once for all shards."""
     slicing: Slicing = field(default_factory=Slicing)
     """The slices and groups to evaluate by themselves."""
+    negative_rate: float = 1.0
+    """The share of negative rows that the rows still have: they are scored as the log that the model was trained on."""
 
     def __post_init__(self) -> None:
         check_bad_rows(self.on_bad_rows)
@@ -82,8 +85,8 @@ def both_sights(ours: Sights | None, theirs: Sights | None) -> Sights | None:
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(edition: Edition, options: str) -> FMModel:
-    return edition.load(json.loads(options))
+def _loaded(edition: Edition, options: str, negative_rate: float) -> FMModel:
+    return of_thinned_log(edition.load(json.loads(options)), negative_rate)
 
 
 def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, Edition | Future]:
@@ -93,7 +96,7 @@ def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, Edition | Fut
         if not files.is_local(model.url) or shares_disk(watch.client):
             # In each task: all that wait for one value run where it lies, as workers steal nothing.
             return replace(scoring, model=None), model
-        model = model.load()
+        model = of_thinned_log(model.load(), scoring.negative_rate)
     return replace(scoring, model=None), watch.keep(model)
 
 
@@ -101,7 +104,8 @@ def loaded_model(scoring: Scoring, placed: Edition | FMModel) -> FMModel:
     """The model; an edition is loaded once per process. ModelError where it was replaced, and its files are gone."""
     if isinstance(placed, FMModel):
         return placed
-    return _loaded(placed, json.dumps(dict(scoring.storage_options or {}), sort_keys=True))
+    options = json.dumps(dict(scoring.storage_options or {}), sort_keys=True)
+    return _loaded(placed, options, scoring.negative_rate)
 
 
 def account_of(on_bad_rows: str, batch: Batch, encoded: Encoded) -> RowAccount:

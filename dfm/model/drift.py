@@ -1,12 +1,15 @@
 """Drift: by column, how values of rows differ from those that a model was trained on.
 
 A value is missing, rare (too rare in training to have parameters of its own), never seen, one of the most frequent
-values of its column, or another known one. Entries are counted, of training rows and of those that are scored, in the
-same way: counts add up over partitions, and what shares an index of the hash table shares it on both sides.
+values of its column, or another known one. Numbers that are standardized share one feature: they are told apart by
+quantiles of the training rows, and by whether they lie far beyond the others. Of numbers as they are nobody knows any;
+they are missing or not. Entries are counted, of training rows and of those that are scored, in the same way: counts
+add up over partitions, and what shares an index of the hash table shares it on both sides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,7 @@ from dfm.data.coded_rows import CodedRows
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import Field, ResolvedSchema
+from dfm.data.transforms import MOMENTS, NOTHING_KNOWN, TRANSFORMS, NumberStatistics
 from dfm.data.vocabulary import ABSENT, FeatureCounts, Vocabulary
 from dfm.storage.arrays import read_only
 
@@ -26,6 +30,12 @@ TOP = 20
 """Most frequent values of a column that the stability index tells apart."""
 MISSING_BIN, RARE_BIN, UNSEEN_BIN, OTHER_BIN, FIRST_TOP = 0, 1, 2, 3, 4
 N_BINS = FIRST_TOP + TOP
+FIRST_SPAN, N_EDGES = FIRST_TOP + 1, TOP - 2
+"""Spans of numbers have the bins of frequent values but for the first, which holds numbers that nobody told apart: so
+did models of earlier versions.
+"""
+_FAR = 6.0
+"""Deviations from the mean beyond which a number is far from those of training, whatever their quantiles."""
 MOST_SEEN_BITS = 24
 """Hash bits up to which a model remembers every index that was ever seen: 2 MiB of bits."""
 _FLOOR = 1e-4
@@ -64,17 +74,25 @@ class Sights:
 @dataclass(frozen=True, eq=False)
 class Watcher:
     """Sorts the entries of rows into bins. row_bins: uint8[n_features] by row of the table; missing: int64[n_fields],
-    the index of a missing value, -1 where a field has none.
+    the index of a missing value, -1 where a field has none; edges: by field whose numbers are told apart, float32
+    [n_edges], rising, those between spans of numbers as features carry them, N_EDGES at most.
     """
 
     row_bins: NDArray[np.uint8]
     missing: Counts
+    edges: Mapping[int, NDArray[np.float32]]
     training: Counts | None
     lookup: RowLookup
     seen: NDArray[np.uint8] | None
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary, schema: ResolvedSchema, lookup: RowLookup) -> Watcher:
+    def of(
+        cls,
+        vocabulary: Vocabulary,
+        schema: ResolvedSchema,
+        statistics: Mapping[str, NumberStatistics],
+        lookup: RowLookup,
+    ) -> Watcher:
         """The watcher of a model."""
         bits = vocabulary.hash_bits
         missing = np.array(
@@ -84,10 +102,16 @@ class Watcher:
             ],
             np.int64,
         )
-        return cls(_row_bins(vocabulary, missing), missing, vocabulary.sights, lookup, vocabulary.seen)
+        edges = {
+            entry.index: _edges(entry, statistics.get(entry.name, NOTHING_KNOWN)).astype(np.float32)
+            for entry in schema.fields
+            if _carries_numbers(entry) and TRANSFORMS[entry.transform].statistics == MOMENTS
+        }
+        return cls(_row_bins(vocabulary, missing), missing, edges, vocabulary.sights, lookup, vocabulary.seen)
 
     def sights(self, rows: HashedRows | CodedRows) -> Sights:
         """The entries of some rows."""
+        rows = rows.hashed() if self.edges else rows
         amounts = np.zeros(0, np.int64)
         if isinstance(rows, HashedRows):
             indices, fields = rows.indices, rows.fields
@@ -98,23 +122,39 @@ class Watcher:
         seen = read_only(np.zeros(0, np.uint8) if self.seen is None else self.seen)
         entries = read_only(indices), read_only(fields), read_only(amounts)
         _count(entries, table_rows, self.row_bins, self.missing, seen, counts)
+        if isinstance(rows, HashedRows):
+            self._tell_apart(rows, table_rows, counts)
         return Sights(counts)
+
+    def _tell_apart(self, rows: HashedRows, table_rows: NDArray[np.unsignedinteger], counts: Counts) -> None:
+        """Count by span, in place, the numbers that were counted as known values of fields with edges."""
+        for number, edges in self.edges.items():
+            own = np.flatnonzero(rows.fields == number) if rows.fields.size else slice(number, None, len(self.missing))
+            at, is_present = table_rows[own], rows.indices[own] != self.missing[number]
+            is_known = is_present & (at != ABSENT)
+            is_known[is_known] = self.row_bins[at[is_known]] != RARE_BIN
+            values = rows.values[own][is_known] if rows.values.size else np.ones(is_known.sum(), np.float32)
+            spans = FIRST_SPAN + np.searchsorted(edges, values, side="right")
+            counts[number, OTHER_BIN:] = np.bincount(spans, minlength=N_BINS)[OTHER_BIN:]
 
     def records(self, sights: Sights, schema: ResolvedSchema) -> list[dict[str, Any]]:
         """A record of each column, the one that drifted most first. JSON-ready.
 
         values: entries; missing, rare, unseen: shares of them (unseen is null, and rare has both, of a hash table too
         large to remember); training_missing, training_rare: the same in training; psi: the population stability index
-        over missing, rare or unseen, the most frequent values and all others. Null is what nobody knows: of a column
-        without entries, or of a model that was not trained as a job.
+        over missing, rare or unseen, the most frequent values and all others, of standardized numbers spans of them;
+        least_psi: that over missing, rare or unseen, and all others. Null is what nobody knows: of a column without
+        entries, or of a model that was not trained as a job; psi, too, where a model does not tell numbers apart.
         """
         found = [self._record(entry, sights.counts[entry.index]) for entry in schema.fields]
-        return sorted(found, key=lambda record: (-(record["psi"] or 0.0), record["column"]))
+        return sorted(found, key=lambda record: (-(index_of(record) or 0.0), record["column"]))
 
     def _record(self, entry: Field, now: Counts) -> dict[str, Any]:
         shares, total = now / max(int(now.sum()), 1), int(now.sum())
         then = np.zeros(N_BINS, np.int64) if self.training is None else self.training[entry.index]
         trained, is_known = then / max(int(then.sum()), 1), bool(then.any())
+        both, is_compared = (_known(shares), _known(trained)), bool(total and is_known)
+        are_apart = not _carries_numbers(entry) or (entry.index in self.edges and not then[FIRST_TOP])
         return {
             "column": entry.name,
             "values": total,
@@ -123,8 +163,31 @@ class Watcher:
             "unseen": None if self.seen is None else float(shares[UNSEEN_BIN]),
             "training_missing": float(trained[MISSING_BIN]) if is_known else None,
             "training_rare": float(trained[RARE_BIN]) if is_known else None,
-            "psi": stability_index(_known(shares), _known(trained)) if total and is_known else None,
+            "psi": stability_index(*both) if is_compared and are_apart else None,
+            "least_psi": stability_index(*map(_at_least, both)) if is_compared else None,
         }
+
+
+def index_of(record: Mapping[str, Any]) -> float | None:
+    """The stability index of a column's record; where values are not told apart, what it is at least."""
+    return record["least_psi"] if record["psi"] is None else record["psi"]
+
+
+def _carries_numbers(entry: Field) -> bool:
+    """Whether all numbers of a field are one feature, which carries them."""
+    return entry.kind == "numeric" and not entry.bucketed
+
+
+def _edges(entry: Field, known: NumberStatistics) -> NDArray[np.float64]:
+    """Edges between spans of numbers as a feature carries them, float64[n_edges], rising: of quantiles, as many as
+    there is room for, and of what lies far from all; of a column of one value, of what is not that value.
+    """
+    bounds = known.bounds
+    if len(bounds) > N_EDGES - 2:
+        picks = np.arange(1, N_EDGES - 1) * (len(bounds) + 1) / (N_EDGES - 1)
+        bounds = bounds[np.rint(picks).astype(np.int64) - 1]
+    far = _FAR if known.stdev else 1e-6 * max(abs(known.mean), 1.0)
+    return np.unique(np.append(TRANSFORMS[entry.transform].values(bounds, known), [-far, far]))
 
 
 def _known(shares: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -132,6 +195,11 @@ def _known(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     found = shares[np.arange(N_BINS) != UNSEEN_BIN]
     found[RARE_BIN] += shares[UNSEEN_BIN]
     return found
+
+
+def _at_least(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares of missing, of rare and of all other values."""
+    return np.append(shares[:2], shares[2:].sum())
 
 
 @compiled

@@ -107,7 +107,7 @@ class FMModel:
     @functools.cached_property
     def watcher(self) -> Watcher:
         """The sorting of values into known, rare, missing and never seen ones."""
-        return Watcher.of(self.vocabulary, self.schema, self.lookup)
+        return Watcher.of(self.vocabulary, self.schema, self.statistics, self.lookup)
 
     @functools.cached_property
     def tokens(self) -> Tokens:

@@ -10,13 +10,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.schema import CROSS_SIGN
+from dfm.data import hashing
+from dfm.data.schema import CROSS_SIGN, Field
+from dfm.data.transforms import MOMENTS, NOTHING_KNOWN, TRANSFORMS
 from dfm.errors import DataError, SettingsError
 from dfm.events import compared
 from dfm.model.fm_model import FMModel
 from dfm.model.token_names import TokenNames
 from dfm.model.tokens import MISSING
 from dfm.settings.groups import names_of
+
+Floats = NDArray[np.float64]
 
 
 def describe_model(model: FMModel) -> dict[str, Any]:
@@ -118,30 +122,56 @@ def _solving(model: FMModel) -> dict[str, Any]:
 
 
 def _fields(model: FMModel) -> list[dict[str, Any]]:
-    """Per field: features, and over its training occurrences the spread of w and the mean norm of V; of draws the root
-    of the mean square of their norms, and the spread of their mean w.
+    """Per field: features, and over its training occurrences the spread of w · x and the mean norm of V; of draws the
+    root of the mean square of their norms, and the spread of their mean w. Fields of numbers as they are, of which the
+    model knows no spread, are the last, by their mean |w|.
     """
     vocabulary, linear = model.vocabulary, model.table.linear_weights.astype(np.float64)
     norms = np.zeros(len(linear))
     norms[: model.table.n_factored] = np.linalg.norm(model.table.factor_weights.astype(np.float64), axis=1)
-    records = []
+    found = []
     for field in model.schema.fields:
         own = vocabulary.fields == field.index
-        counts = vocabulary.counts[own].astype(np.float64)
-        total = max(counts.sum(), 1.0)
-        mean = (counts * linear[own]).sum() / total
-        spread = float(np.sqrt((counts * (linear[own] - mean) ** 2).sum() / total))
-        records.append(
-            {
-                "field": field.name,
-                "kind": field.kind_text,
-                "features": int(own.sum()),
-                "with_factors": int(own[: vocabulary.n_factored].sum()),
-                "spread_of_w": spread,
-                "mean_norm_of_V": float((counts * norms[own]).sum() / total),
-            }
-        )
-    return sorted(records, key=lambda record: -record["spread_of_w"])
+        shares = vocabulary.counts[own] / max(vocabulary.counts[own].sum(), 1)
+        moments = _moments(model, field, vocabulary.ids[own])
+        spread = None if moments is None else _spread(shares, linear[own], *moments)
+        record = {
+            "field": field.name,
+            "kind": field.kind_text,
+            "features": int(own.sum()),
+            "with_factors": int(own[: vocabulary.n_factored].sum()),
+            "spread_of_wx": spread,
+            "mean_norm_of_V": float((shares * norms[own]).sum()),
+        }
+        size = (shares * np.abs(linear[own])).sum() if spread is None else spread
+        found.append((spread is None, -size, record))
+    return [record for _, _, record in sorted(found, key=lambda each: each[:2])]
+
+
+def _spread(shares: Floats, w: Floats, means: Floats, variances: Floats) -> float:
+    """The standard deviation of w · x over entries, float64[n_features] each: the shares that features have of them,
+    their w, mean and variance of their x.
+    """
+    mean = (shares * w * means).sum()
+    return float(np.sqrt((shares * ((w * means - mean) ** 2 + w**2 * variances)).sum()))
+
+
+def _moments(model: FMModel, field: Field, ids: NDArray[np.uint32]) -> tuple[Floats, Floats] | None:
+    """Mean and variance of the numbers x that features of a field come with in training, float64[n_features] each: 1
+    and 0 of categories. None where the model knows nothing of them: of numbers as they are.
+    """
+    is_scaled, variance = np.zeros(len(ids), np.bool_), 1.0
+    if field.kind == "vector":
+        if not model.statistics:
+            return None
+        # Columns of zeros and ones stay as they are, and only their ones are entries.
+        is_scaled = np.array([model.statistics[column] != NOTHING_KNOWN for column in field.columns])[ids]
+    elif field.kind == "numeric" and not field.bucketed:
+        if TRANSFORMS[field.transform].statistics != MOMENTS:
+            return None
+        is_scaled = ids != hashing.token_index(field.name, hashing.MISSING, model.vocabulary.hash_bits)
+        variance = float(model.statistics.get(field.name, NOTHING_KNOWN).stdev > 0)
+    return np.where(is_scaled, 0.0, 1.0), np.where(is_scaled, variance, 0.0)
 
 
 def describe_token(model: FMModel, token: str) -> dict[str, Any]:

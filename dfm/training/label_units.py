@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 
 from dfm.data.units import LabelUnit
 from dfm.kernels.blocks import LABELS
-from dfm.kernels.tables import ParameterTable
+from dfm.kernels.tables import ParameterTable, aligned_zeros
+from dfm.model.fm_model import FMModel
 
 
 def in_own_unit(trained: ParameterTable, unit: LabelUnit) -> ParameterTable:
@@ -35,10 +37,22 @@ def of_full_stream(table: ParameterTable, negative_rate: float) -> ParameterTabl
     """The table of a log that kept this share of its negative rows, for the stream that it was taken from.
 
     Fewer negative rows multiply the odds of all others by 1 / negative_rate, whatever their features: the bias alone
-    changes, by ln(negative_rate). Of 1 / negative_rate: back again.
+    changes, by ln(negative_rate); all other arrays are shared. Of 1 / negative_rate: back again.
     """
     if negative_rate == 1.0:
         return table
-    moved = table.copy()
+    bias = aligned_zeros(table.bias.shape)
+    bias[...] = table.bias
+    moved = ParameterTable(table.layout, {**table.arrays, "bias": bias})
     moved.values(moved.layout.block("bias"))[...] += np.float32(math.log(negative_rate))
     return moved
+
+
+def of_thinned_log(model: FMModel, negative_rate: float) -> FMModel:
+    """A model that was published for the full stream, for the log that kept this share of its negative rows."""
+    if negative_rate == 1.0:
+        return model
+    table, calibration = of_full_stream(model.table, 1 / negative_rate), model.calibration
+    if calibration is not None:
+        calibration = calibration.moved(-math.log(negative_rate))
+    return dataclasses.replace(model, table=table, calibration=calibration)

@@ -24,7 +24,7 @@ from dfm.data.reading import fingerprint
 from dfm.data.schema import ResolvedSchema
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
-from dfm.model.drift import Sights
+from dfm.model.drift import Sights, index_of
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import label_kind_of
 from dfm.settings.job import Job
@@ -188,7 +188,7 @@ def drifted(url: str, model: FMModel, limits: Limits, options: files.Options = N
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda shard: _sights(shard, model, options), chosen))
     records = model.watcher.records(functools.reduce(operator.add, found), model.schema)
-    return [_described(record, limits) for record in records if (record["psi"] or 0.0) > limits.max_psi]
+    return [_described(record, limits) for record in records if (index_of(record) or 0.0) > limits.max_psi]
 
 
 def _sights(shard: Shard, model: FMModel, options: files.Options) -> Sights:
@@ -206,9 +206,10 @@ def _described(record: Mapping[str, Any], limits: Limits) -> str:
     shares = (
         f"{record[name]:.1%} {name} (in training {record['training_' + name]:.1%})" for name in ("missing", "rare")
     )
+    least = "at least " if record["psi"] is None else ""
     return (
         f"column {record['column']!r} has drifted from what the model was trained on: stability index "
-        f"{record['psi']:.3f}, more than max_psi = {limits.max_psi:g}; {'; '.join(shares)}{unseen}"
+        f"{least}{index_of(record):.3f}, more than max_psi = {limits.max_psi:g}; {'; '.join(shares)}{unseen}"
     )
 
 

@@ -17,7 +17,7 @@ from dfm.cli.console import (
 
 TOKEN = {"token": "hotel=東京", "index": 240861, "seen": 4500, "w": -0.0115, "factors": [0.0904 + k for k in range(16)]}
 FIELD = {
-    "field": "impression_id", "kind": "numeric, auto", "features": 1037, "with_factors": 151, "spread_of_w": 0.0941,
+    "field": "impression_id", "kind": "numeric, auto", "features": 1037, "with_factors": 151, "spread_of_wx": 0.0941,
     "mean_norm_of_V": 0.1562,
 }  # fmt: skip
 TRIAL = {
@@ -87,6 +87,13 @@ def test_names_of_columns_are_whole_beside_what_was_found_of_them(width: int) ->
     assert "0.250" in paired
     for text in (drift, importance, paired):
         assert text.count("q") == 33
+
+
+def test_a_column_whose_values_nobody_tells_apart_is_shown_without_an_index() -> None:
+    shares = {name: 0.1234 for name in ("missing", "rare", "unseen", "training_missing", "training_rare")}
+    record = {"column": "price", "psi": None, **shares}
+    assert has(shown(drift_table([record]), 80), "price", "- 0.1234 0.1234")
+    assert drift_table([{**record, "training_missing": None, "training_rare": None}]) is None
 
 
 @pytest.mark.parametrize("width", [80, 160])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,13 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
+from dfm.data.coded_rows import without_codes
 from dfm.data.vocabulary import FeatureCounts
 from dfm.distributed import publish
 from dfm.errors import ModelError
-from dfm.model.drift import MOST_SEEN_BITS, seen_bits, stability_index
+from dfm.model.drift import FIRST_SPAN, FIRST_TOP, MOST_SEEN_BITS, seen_bits, stability_index
 from dfm.model.fm_model import FMModel
+from dfm.workflow.data_check import Limits, drifted
 from tests import reference
 from tests.distributed.test_held_out import tables_of
 from tests.support.small_jobs import in_process_client
@@ -137,6 +140,124 @@ def test_a_model_remembers_what_it_has_seen_as_far_as_that_is_small(model: tuple
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     with pytest.raises(ModelError, match="checksum differs"):
         FMModel.load(str(tmp_path / "model"))
+
+
+NUMBERS = ("height", "price", "flag", "version")
+
+
+def numbers(seed: int, times: float = 1.0, missing: float = 0.1, n_rows: int = N_ROWS) -> pa.Table:
+    """Numbers of a normal distribution, of one with a long tail, zeros and ones, and a column of one value; the same
+    once more, as numbers that are taken as they are.
+    """
+    rng = np.random.default_rng(seed)
+    columns = {
+        "height": rng.normal(170, 10, n_rows),
+        "price": rng.lognormal(0, 2, n_rows),
+        "flag": rng.integers(0, 2, n_rows).astype(np.float64),
+        "version": np.full(n_rows, 0.3),
+    }
+    gaps = {name: pa.array(times * each, mask=rng.random(n_rows) < missing) for name, each in columns.items()}
+    return pa.table({**gaps, "plain": gaps["height"], "label": rng.integers(0, 2, n_rows)})
+
+
+@pytest.fixture(scope="module")
+def of_numbers(client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("numbers")
+    pq.write_table(numbers(1), folder / "0.parquet")
+    transforms = {**dict.fromkeys(NUMBERS, "standardize"), "plain": "raw"}
+    schema = {"categorical": [], "numeric": [*NUMBERS, "plain"], "transforms": transforms}
+    tables = tables_of(folder / "0.parquet", folder, schema=schema, data={"validation_fraction": 0})
+    return jobs.train(tables, client).model_url
+
+
+def index_of_numbers(now: pa.ChunkedArray, then: pa.ChunkedArray, known: Any) -> float:
+    """The index over spans of numbers: between 16 quantiles or fewer, and farther than six deviations from the mean."""
+    bounds = np.array(known.boundaries)
+    bounds = bounds if len(bounds) <= 16 else bounds[[round(n * 32 / 17) - 1 for n in range(1, 17)]]
+    far = 6 * known.stdev or 1e-6
+    edges = np.unique([*bounds, known.mean - far, known.mean + far])
+    shares = [
+        np.bincount(
+            [0 if x is None else 1 + np.searchsorted(edges, x, side="right") for x in column.to_pylist()], minlength=20
+        )
+        / len(column)
+        for column in (now, then)
+    ]
+    return stability_index(shares[0], shares[1])
+
+
+def test_numbers_that_are_standardized_drift_by_what_they_are(of_numbers: str, client: Client) -> None:
+    """Another sample has not drifted; one in another unit has, whatever the distribution."""
+    known = FMModel.load(of_numbers).statistics
+    for now in (numbers(1), numbers(2), numbers(2, 1.02), numbers(2, 0.5), numbers(3, 1000), numbers(3, -1)):
+        records = found(of_numbers, now, client)
+        for name in NUMBERS:
+            expected = index_of_numbers(now[name], numbers(1)[name], known[name])
+            assert records[name]["psi"] == pytest.approx(expected, abs=1e-12), name
+    same, other, dearer = (found(of_numbers, numbers(*how), client) for how in ((1,), (2,), (2, 1000)))
+    for name in NUMBERS:
+        assert same[name]["psi"] == 0
+        assert other[name]["psi"] < 0.05
+        assert dearer[name]["psi"] > 1
+        assert dearer[name]["least_psi"] < 0.01
+
+
+def test_of_numbers_as_they_are_missing_ones_alone_are_known(of_numbers: str, client: Client) -> None:
+    for now, least in ((numbers(2, 1000), 0.0), (numbers(2, missing=0.9), 3.5)):
+        record = found(of_numbers, now, client)["plain"]
+        assert record["psi"] is None
+        assert record["least_psi"] == pytest.approx(least, abs=0.2)
+
+
+def test_the_data_check_names_numbers_in_another_unit_and_those_that_are_gone(of_numbers: str, tmp_path: Path) -> None:
+    model = FMModel.load(of_numbers)
+    told = []
+    for number, now in enumerate((numbers(2), numbers(2, 1000), numbers(2, missing=0.9))):
+        pq.write_table(now, tmp_path / f"{number}.parquet")
+        told.append("; ".join(drifted(str(tmp_path / f"{number}.parquet"), model, Limits())))
+    assert told[0] == ""
+    assert all(f"column '{name}' has drifted" in told[1] for name in NUMBERS)
+    assert "plain" not in told[1]
+    assert "column 'plain' has drifted from what the model was trained on: stability index at least 3." in told[2]
+
+
+def test_a_model_that_did_not_tell_numbers_apart_says_of_them_what_it_knows(of_numbers: str) -> None:
+    """So models of earlier versions: all numbers of a column were one value."""
+    model = FMModel.load(of_numbers)
+    sights = model.vocabulary.sights
+    assert sights is not None
+    before = sights.copy()
+    before[:, FIRST_TOP] += before[:, FIRST_SPAN:].sum(axis=1)
+    before[:, FIRST_SPAN:] = 0
+    earlier = dataclasses.replace(model, vocabulary=dataclasses.replace(model.vocabulary, sights=before))
+    for now, least in ((numbers(2, 1000), 0.0), (numbers(2, missing=0.9), 3.5)):
+        for record in jobs.evaluate(earlier, now)["drift"]:
+            assert record["psi"] is None
+            assert record["least_psi"] == pytest.approx(least, abs=0.2)
+
+
+def test_numbers_are_told_apart_whether_or_not_rows_have_codes(of_numbers: str) -> None:
+    """Numbers that are all 1 are rows like those of categories."""
+    model = FMModel.load(of_numbers)
+    ones = {name: pa.array([known.mean + known.stdev] * 600) for name, known in model.statistics.items()}
+    rows = model.encode(pa.record_batch({**ones, "plain": pa.array([1.0] * 600)})).rows
+    rows = dataclasses.replace(rows, values=np.zeros(0, np.float32))
+    coded = without_codes(rows, len(NUMBERS) + 1)
+    assert coded is not None
+    found = model.watcher.sights(rows).counts
+    assert (found[: len(NUMBERS), FIRST_SPAN:].sum(axis=1) == 600).all()
+    np.testing.assert_array_equal(model.watcher.sights(coded).counts, found)
+
+
+def test_numbers_are_counted_alike_on_any_number_of_workers(of_numbers: str, client: Client, tmp_path: Path) -> None:
+    for number in range(3):
+        pq.write_table(numbers(4 + number, 1.1, n_rows=700), tmp_path / f"{number}.parquet")
+    one, here = (
+        jobs.evaluate(of_numbers, data, client=client)["drift"] for data in (str(tmp_path), pq.read_table(tmp_path))
+    )
+    with in_process_client(5) as five:
+        many = jobs.evaluate(of_numbers, str(tmp_path), client=five)["drift"]
+    assert one == many == here
 
 
 def test_the_stability_index_is_its_definition() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,11 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.errors import SettingsError
+from dfm.model.calibration import Calibration
+from dfm.model.report import FINDINGS
+from dfm.training.label_units import of_full_stream, of_thinned_log
 from tests.distributed.test_held_out import tables_of
+from tests.support.small_models import make_model, random_table
 
 N_ROWS, RATE = 60_000, 0.1
 
@@ -75,6 +81,27 @@ def test_the_model_is_that_of_the_log_with_lower_logits(
     assert jobs.evaluate(plain.model_url, str(logs["later"]), client=two_workers)["calibration"] > 3
     assert result.validation == plain.validation, "of the log as it is"
     assert result.model.metadata["settings"]["data"]["negative_rate"] == RATE
+
+
+def test_slices_and_importance_of_the_report_are_of_the_log_like_its_metrics(result: Any) -> None:
+    found, validation = json.loads((Path(result.model_url) / FINDINGS).read_text()), result.validation
+    records = found["slices"]["records"]
+    predicted, clicks = (
+        sum(each["rows"] * each[name] for each in records) for name in ("mean_prediction", "mean_label")
+    )
+    assert sum(each["rows"] for each in records) == validation["rows"] == found["importance"]["rows"]
+    assert predicted / clicks == pytest.approx(validation["calibration"], rel=1e-5)
+    assert found["importance"]["loss"] == pytest.approx(validation["log_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("calibration", [None, Calibration("isotonic", (-3.0, -1.0, 2.0), (-2.5, -1.5, 0.5))])
+def test_what_was_published_for_the_full_stream_predicts_for_the_log_again(calibration: Calibration | None) -> None:
+    model, rows = dataclasses.replace(make_model(), calibration=calibration), random_table(50)
+    moved = None if calibration is None else calibration.moved(np.log(RATE))
+    published = dataclasses.replace(model, table=of_full_stream(model.table, RATE), calibration=moved)
+    odds = [probabilities / (1 - probabilities) for probabilities in (published.predict(rows), model.predict(rows))]
+    np.testing.assert_allclose(odds[0], RATE * odds[1], rtol=1e-4)
+    np.testing.assert_allclose(of_thinned_log(published, RATE).predict(rows), model.predict(rows), rtol=1e-5)
 
 
 def test_the_next_night_goes_on_from_where_the_log_stands(
