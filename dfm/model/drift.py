@@ -9,6 +9,7 @@ add up over partitions, and what shares an index of the hash table shares it on 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,10 @@ class Sights:
         return Sights(self.counts + other.counts)
 
 
+_bins: weakref.WeakKeyDictionary[RowLookup, NDArray[np.uint8]] = weakref.WeakKeyDictionary()
+"""The bins of the rows that a look-up finds, for the next hashing task of its vocabulary."""
+
+
 @dataclass(frozen=True, eq=False)
 class Watcher:
     """Sorts the entries of rows into bins. row_bins: uint8[n_features] by row of the table; missing: int64[n_fields],
@@ -107,7 +112,10 @@ class Watcher:
             for entry in schema.fields
             if _carries_numbers(entry) and TRANSFORMS[entry.transform].statistics == MOMENTS
         }
-        return cls(_row_bins(vocabulary, missing), missing, edges, vocabulary.sights, lookup, vocabulary.seen)
+        bins = _bins.get(lookup)
+        if bins is None:
+            bins = _bins[lookup] = _row_bins(vocabulary, missing)
+        return cls(bins, missing, edges, vocabulary.sights, lookup, vocabulary.seen)
 
     def sights(self, rows: HashedRows | CodedRows) -> Sights:
         """The entries of some rows."""
