@@ -112,6 +112,17 @@ def test_classes_are_told_apart_and_their_probabilities_are_honest():
     assert FMClassifier(solver="mcmc", n_factors=2, n_epochs=20).fit(X, y).score(X, y) > 0.93
 
 
+@pytest.mark.parametrize("solver", ["als", "mcmc"])
+def test_numbers_that_are_not_standardized_are_learnt_from(solver: str):
+    """Scores of thousands at the start are not unlearnt: factors begin smaller where x is larger."""
+    rng = np.random.default_rng(0)
+    age, weight = np.round(40 + 12 * rng.normal(size=1_000)), np.round(100 + 30 * rng.normal(size=1_000))
+    spend = np.round(np.exp(6 + rng.normal(size=1_000)))
+    y = (age - 40) / 12 + 0.5 * rng.normal(size=1_000)
+    X = scipy.sparse.csr_matrix(np.c_[age, weight, spend])
+    assert FMRegressor(solver=solver, n_factors=2, n_epochs=30).fit(X, y).score(X, y) > 0.7
+
+
 @pytest.mark.parametrize("machine", [FMRegressor, FMClassifier])
 def test_rows_of_weight_zero_are_no_evidence(machine: Any):
     rng = np.random.default_rng(0)
