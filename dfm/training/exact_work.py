@@ -75,7 +75,7 @@ class ExactWork(Work):
 
     def remedy(self, table: str) -> str:
         """The words against divergence, of knobs that the solver reads."""
-        penalties = "" if self.solving.draws else f"a larger {table}l2_linear and {table}l2_factors, "
+        penalties = "" if self.solving.draws else f"larger {table}l2_linear and {table}l2_factors, "
         start = f"a smaller {table.replace('training', 'model')}init_stdev"
         return f"try columns that are scaled, {penalties}or {start}"
 
