@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dfm.data.hashing import MISSING, token_index
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import LOGARITHMS, NOTHING_KNOWN, QUANTILE, NumberStatistics
-from dfm.data.vocabulary import Vocabulary
+from dfm.data.vocabulary import FeatureCounts, Vocabulary
 from dfm.events import MORE_IS_BETTER
 from dfm.kernels.losses import QUANTILE as QUANTILE_LOSS
 from dfm.model.objective import Objective
@@ -72,24 +72,41 @@ class FieldCounts:
     missing: int = 0
 
 
-def count_fields(vocabulary: Vocabulary, columns: Sequence[str]) -> list[FieldCounts]:
-    """The counts of every field, by these names of theirs; features that two columns share count for the first."""
-    rare_rows = vocabulary.rare
-    is_rare = np.zeros(vocabulary.n_features, np.bool_)
-    is_rare[rare_rows[rare_rows >= 0]] = True
-    n_fields, fields = len(rare_rows), vocabulary.fields.astype(np.int64)
+def count_fields(
+    vocabulary: Vocabulary, columns: Sequence[str], rows: FeatureCounts | None = None
+) -> list[FieldCounts]:
+    """The counts of every field, by these names of theirs; features that two columns share count for the first.
 
-    def total(rows: NDArray[np.bool_], amounts: NDArray[np.int64] | None = None) -> list[int]:
-        weights = None if amounts is None else amounts[rows]
-        return [int(n) for n in np.bincount(fields[rows], weights, n_fields)]
+    rows: of some rows alone, where the vocabulary knows earlier ones, too; rare and seen once is what is so with these.
+    """
+    is_rare = np.zeros(vocabulary.n_features, np.bool_)
+    is_rare[vocabulary.rare[vocabulary.rare >= 0]] = True
+    occurrences, seen = vocabulary.counts, FeatureCounts(vocabulary.ids, vocabulary.counts, vocabulary.fields)
+    if rows is not None:
+        occurrences, seen = _occurrences(vocabulary, ~is_rare, rows.ids), rows
+        is_rare = occurrences == 0
+    n_fields, fields = len(vocabulary.rare), seen.fields.astype(np.int64)
+
+    def total(those: NDArray[np.bool_], amounts: NDArray[np.int64] | None = None) -> list[int]:
+        weights = None if amounts is None else amounts[those]
+        return [int(n) for n in np.bincount(fields[those], weights, n_fields)]
 
     features = total(~is_rare)
-    entries = total(np.ones(len(is_rare), np.bool_), vocabulary.counts)
-    rare = total(is_rare, vocabulary.counts)
-    single = total(~is_rare & (vocabulary.counts == 1))
+    entries = total(np.ones(len(is_rare), np.bool_), seen.counts)
+    rare = total(is_rare, seen.counts)
+    single = total(~is_rare & (occurrences == 1))
     tokens = np.array([token_index(column, MISSING, vocabulary.hash_bits) for column in columns], np.uint32)
-    missing = total(vocabulary.ids == tokens[fields], vocabulary.counts)
+    missing = total(seen.ids == tokens[fields], seen.counts)
     return [FieldCounts(*numbers) for numbers in zip(features, entries, rare, single, missing, strict=True)]
+
+
+def _occurrences(vocabulary: Vocabulary, kept: NDArray[np.bool_], ids: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """The counts that the vocabulary has of features, int64[n]; 0 of those that are not among the kept ones."""
+    order = np.flatnonzero(kept)[np.argsort(vocabulary.ids[kept])]
+    if not len(order):
+        return np.zeros(len(ids), np.int64)
+    at = order[np.minimum(np.searchsorted(vocabulary.ids[order], ids), len(order) - 1)]
+    return np.where(vocabulary.ids[at] == ids, vocabulary.counts[at], 0)
 
 
 def column_findings(

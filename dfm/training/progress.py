@@ -19,8 +19,8 @@ _LATER = ("start",)
 """Names that are written only where there is something, for an earlier dfm that goes on from the checkpoint."""
 
 _ENOUGH_ROWS = 100
-"""Rows of a round from which on their log loss tells of divergence: of fewer, as `partial_fit` takes them, an outlier may
-make it what it is.
+"""Rows of a round from which on their log loss tells of divergence: of fewer, as `partial_fit` takes them, one outlier
+may make it what it is.
 """
 
 
@@ -127,7 +127,7 @@ def epoch_event(
 def check_finite(
     objective: Objective, work: Work, epoch: int, reports: Sequence[ReplicaReport], table: str = "training."
 ) -> None:
-    """DivergenceError where a replica's loss left the finite numbers, or the log loss of rows enough exploded. table: of
+    """DivergenceError where a replica's loss left the finite numbers, or the log loss of many rows exploded. table: of
     the knobs that it names, with a dot, or "".
     """
     for report in reports:

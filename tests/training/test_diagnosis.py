@@ -63,6 +63,25 @@ def test_fields_are_counted_apart_from_what_was_too_rare(min_count: int) -> None
     assert found == [expected, FieldCounts(2, 78, 0, 0, 8)]
 
 
+def test_rows_of_today_are_rare_by_what_the_vocabulary_knows_of_all_nights() -> None:
+    def counts(values: dict[str, int]) -> FeatureCounts:
+        ids = np.array([token_index("user", value.encode(), 20) for value in values], np.uint32)
+        order = np.argsort(ids)
+        return FeatureCounts(ids[order], np.array([*values.values()])[order], np.zeros(len(ids), np.uint16))
+
+    everything = {"known": 9, "twice": 2, "once": 1, "of yesterday alone": 5}
+    today = counts({"known": 1, "twice": 2, "once": 1})
+    for min_count, expected in (
+        (1, FieldCounts(3, 4, 0, 1)),
+        (2, FieldCounts(2, 4, 1, 0)),
+        (9, FieldCounts(1, 4, 3, 0)),
+    ):
+        vocabulary = build_vocabulary(counts(everything), ["user"], 20, min_count, 1)
+        assert count_fields(vocabulary, ["user"], today) == [expected]
+    nothing = build_vocabulary(counts({}), ["user"], 20, 1, 1)
+    assert count_fields(nothing, ["user"], today) == [FieldCounts(0, 4, 4, 0)]
+
+
 def test_columns_that_say_nothing_are_named() -> None:
     assert column_findings(SCHEMA, {}, [USUAL, USUAL, FieldCounts(1, 10_000, 0, 0)], 4, 0.0) == []
     one, never = FieldCounts(1, 10_000, 0, 0), FieldCounts(2, 10_000, 9_950, 0)
