@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from dfm.events import MORE_IS_BETTER
 from dfm.kernels.losses import QUANTILE as QUANTILE_LOSS
 from dfm.model.objective import Objective
 from dfm.pages.numbers import named_text, number_text
+from dfm.settings.tables import READ_BY_EXACT, SGD
 
 _NEARLY_ALL = 0.99
 """Share of a column's values that were not seen often enough to be kept, from which it says nothing."""
@@ -37,6 +38,9 @@ _KNOBS = {
     "cross": "schema.crosses",
 }
 """The settings that name columns, by the kind of field that these become."""
+_DRAWS = "training.draws"
+_NOT_EXACT = ("model.calibration", "data.negative_rate")
+"""The knob that MCMC alone reads, and knobs of other tables that no exact solver takes."""
 _FEW_ROWS = 100
 """Rows to validate on below which their metrics are chance."""
 _HALF = 0.5 + _NOTHING
@@ -198,15 +202,31 @@ def validation_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     return [Finding("too-little-to-judge-by", message, ("data.validation_from", "data.validation"))]
 
 
-def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any]) -> list[Finding]:
+def model_findings(
+    objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any], solver: str = SGD
+) -> list[Finding]:
     """Whether the model beats a constant, and its own linear part, by the metric that chose its parameters, and whether
     its predictions are of another rate than the rows. Both are metrics of the validation rows; `linear` is empty where
-    the model has no factors.
+    the model has no factors. Knobs are those that the solver reads.
     """
+    found = _model_findings(objective, metrics, linear)
+    return [replace(each, knobs=tuple(knob for knob in each.knobs if _is_read(knob, solver))) for each in found]
+
+
+def _is_read(knob: str, solver: str) -> bool:
+    """Whether a solver reads a knob."""
+    table, _, key = knob.partition(".")
+    if solver == SGD:
+        return knob != _DRAWS
+    return knob not in _NOT_EXACT and (table != "training" or key in READ_BY_EXACT[solver])
+
+
+def _model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any]) -> list[Finding]:
+    """The same, with the knobs of all solvers."""
     watched = objective.watched
     is_order = watched in MORE_IS_BETTER
     if worse := _in_no_order(watched, metrics) if is_order else _worse_than_constant(objective, metrics):
-        knobs = ("training.learning_rate", "training.n_epochs", "training.l2_linear", "schema")
+        knobs = ("training.learning_rate", "training.n_epochs", _DRAWS, "training.l2_linear", "schema")
         return [Finding("no-better-than-a-constant", worse, knobs)]
     found = _another_rate(metrics) if not objective.info.sha256 else []
     if found and not is_order:
@@ -219,7 +239,7 @@ def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Map
         f"without its factors the model is as good on the validation rows ({watched} {without}, with them "
         f"{with_factors}): the pairs of columns add nothing"
     )
-    fewer = "model.n_factors = 0", "training.l2_factors", "training.n_epochs"
+    fewer = "model.n_factors = 0", "training.l2_factors", "training.n_epochs", _DRAWS
     return [*found, Finding("factors-add-nothing", message, fewer)]
 
 

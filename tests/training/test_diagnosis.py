@@ -13,7 +13,7 @@ from dfm.data.schema import resolve
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import FeatureCounts, build_vocabulary
 from dfm.model.objective import LossInfo, Objective
-from dfm.settings.tables import Schema
+from dfm.settings.tables import SGD, SOLVERS, Schema
 from dfm.training.diagnosis import (
     FieldCounts,
     column_findings,
@@ -181,6 +181,25 @@ def test_a_model_is_compared_with_a_constant_and_with_its_linear_part(
     objective: Objective, metrics: dict[str, Any], linear: dict[str, Any], expected: list[str]
 ) -> None:
     assert [finding.kind for finding in model_findings(objective, metrics, linear)] == expected
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_advice_is_of_knobs_that_the_solver_reads(solver: str) -> None:
+    constant, factors, rate = (
+        model_findings(*case, solver)[0].knobs
+        for case in (
+            (NUMBERS, {"rmse": 2.0, "r2": -0.1}, {}),
+            (NUMBERS, {"rmse": 2.0, "r2": 0.5}, {"rmse": 1.9}),
+            (CLICKS, {"auc": 0.8, **OFF}, {}),
+        )
+    )
+    advice = {key.partition(".")[2] for key in (*constant, *factors) if key.startswith("training.")}
+    if solver == SGD:
+        assert advice == {"learning_rate", "n_epochs", "l2_linear", "l2_factors"}
+        assert "model.calibration" in rate
+        return
+    assert advice == {"als": {"n_epochs", "l2_linear", "l2_factors"}, "mcmc": {"n_epochs", "draws"}}[solver]
+    assert rate == ("data.validation",)
 
 
 @pytest.mark.parametrize(
