@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dfm.data.hashed_rows import EntrySums
 from dfm.data.labels import advice
 from dfm.data.parquet import Batch
-from dfm.data.row_checks import NOT_FINITE, Problem
+from dfm.data.row_checks import BOUNDED, NOT_FINITE, NOT_PREDICTED, Problem
 from dfm.errors import DataError
 
 _LEAVE_OUT = (
@@ -197,7 +197,8 @@ def bad_row_message(rejection: Rejection) -> str:
 def _remedy(rejection: Rejection, usual: str) -> str:
     """The way out: of a label its own, of others the usual one, and for NaN another."""
     is_nan = rejection.reason == NOT_FINITE and rejection.value == "nan"
-    return advice(rejection.reason, rejection.value) or usual + (_NAN_IS_MISSING if is_nan else "")
+    more = _NAN_IS_MISSING if is_nan else BOUNDED if rejection.reason == NOT_PREDICTED else ""
+    return advice(rejection.reason, rejection.value) or usual + more
 
 
 def rejections_of(batch: Batch, problems: Iterable[Problem]) -> tuple[Rejection, ...]:

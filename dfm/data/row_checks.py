@@ -12,6 +12,8 @@ from dfm.data.arrow_types import shown
 from dfm.data.columns import LARGEST, Flags, Floats
 
 NOT_FINITE = "not finite"
+NOT_PREDICTED = "so far from what the model learnt from that its prediction is no finite number"
+BOUNDED = ". Of a job, the transforms quantile and log2-bucket bound such numbers, and model.clip bounds predictions"
 """Reason that a row is bad: NaN or infinity stands for a feature."""
 NO_MOMENT = "not a moment"
 """Reason that a row is bad: a column is made of text that is none."""

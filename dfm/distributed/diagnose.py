@@ -80,7 +80,7 @@ class Diagnosis:
             *column_findings(reading.schema, known, counts, model.min_count, self.collided_share),
             *table_finding(self.collided_share, model.hash_bits),
             *validation_findings(metrics),
-            *model_findings(self.work.objective, metrics, linear),
+            *model_findings(self.work.objective, metrics, linear, self.job.training.solver),
         ]
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dfm.data.accounting import RowAccount
 from dfm.data.encoding import Encoded
@@ -20,6 +21,7 @@ from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
 from dfm.model.group_auc import GroupSums, group_sums
 from dfm.model.metrics import ClassificationTally, Tally
+from dfm.model.outliers import without_outliers
 from dfm.model.slices import (
     BUCKETS,
     Chosen,
@@ -143,13 +145,14 @@ def evaluated(model: FMModel, batches: Iterable[Scored], slicing: Slicing) -> Ev
 
 
 def scored_batches(model: FMModel, batches: Iterable[Batch], on_bad_rows: str, is_weighted: bool) -> Iterator[Scored]:
-    """Batches of labelled rows, scored."""
+    """Batches of labelled rows, scored; a row without a finite prediction is a bad one."""
     model = weighing(model, is_weighted)
     for batch in batches:
         with naming_shard(batch):
             encoded = model.encode(batch.data, model.objective.label_kind)
+        encoded, raw = without_outliers(model, batch.data, encoded, model.score(encoded))
         account = account_of(on_bad_rows, batch, encoded)
-        yield account, scored_rows(model, good_rows(batch.data, encoded), encoded), encoded
+        yield account, scored_rows(model, good_rows(batch.data, encoded), encoded, raw), encoded
 
 
 def weighing(model: FMModel, is_weighted: bool) -> FMModel:
@@ -162,9 +165,9 @@ def good_rows(data: pa.RecordBatch, encoded: Encoded) -> pa.RecordBatch:
     return data if encoded.good.all() else data.filter(pa.array(encoded.good))
 
 
-def scored_rows(model: FMModel, data: pa.RecordBatch, encoded: Encoded) -> ScoredRows:
-    """Good rows with their scores."""
-    raw, rows = model.score(encoded), encoded.rows
+def scored_rows(model: FMModel, data: pa.RecordBatch, encoded: Encoded, raw: NDArray[np.float32]) -> ScoredRows:
+    """Good rows with their raw scores, and what is made of these."""
+    rows = encoded.rows
     weights = rows.weights if rows.weights.size else np.ones(rows.n_rows)
     arrays = model.objective.calibrated(raw), model.objective.predict(raw), rows.labels, weights, raw
     return ScoredRows(data, *(each.astype(np.float64) for each in arrays))

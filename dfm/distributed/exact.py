@@ -170,7 +170,7 @@ def at_first_block(run: Run, prepared: Prepared, loop: TrainingLoop) -> Training
     assert isinstance(loop.work, ExactWork)
     model, bounds = run.job.model, loop.executor.bounds
     bias = initial_bias(model.task, prepared.account.labels.mean)
-    stdev = initial_stdev(model, run.job.training, _crowd(prepared))
+    stdev = initial_stdev(model, run.job.training, prepared.account.entries, _crowd(prepared))
     block = run.watch.submit(first_block, loop.work, prepared.vocabulary, stdev, model.seed, bias)
     loop.executor.restore([block], bounds)
     return loop
@@ -183,7 +183,8 @@ def _crowd(prepared: Prepared) -> float:
 def solving_numbers(run: Run, prepared: Prepared) -> dict[str, Any]:
     """The numbers that an exact solver begins with, for the manifest. JSON-ready."""
     training, crowd = run.job.training, _crowd(prepared)
-    stdev, step = initial_stdev(run.job.model, training, crowd), exact_step(training, crowd)
+    stdev = initial_stdev(run.job.model, training, prepared.account.entries, crowd)
+    step = exact_step(training, crowd)
     found = {"solver": training.solver, "iterations": training.n_iterations, "init_stdev": stdev}
     if training.solver == MCMC:
         return {**found, "burn_in": training.n_burnt, "draws": training.n_kept}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from distributed import Client
 
 from dfm.data.accounting import RowAccount
 from dfm.data.parquet import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
+from dfm.data.row_checks import BOUNDED, NOT_PREDICTED
 from dfm.data.schema import check_once
 from dfm.distributed.cluster.connect import shares_disk
 from dfm.distributed.cluster.watch import Watch
@@ -27,6 +29,7 @@ from dfm.model.fm_model import FMModel
 from dfm.storage import files, ownership
 from dfm.training.plan import plan_reading
 
+logger = logging.getLogger(__name__)
 PREDICTION = "prediction"
 DONE = "_SUCCESS"
 _FOOTER_THREADS = 16
@@ -40,9 +43,12 @@ class Predicted:
 
     account: RowAccount
     sights: Sights | None = None
+    not_finite: int = 0
+    """Rows whose prediction is no finite number."""
 
     def __add__(self, other: Predicted) -> Predicted:
-        return Predicted(self.account + other.account, both_sights(self.sights, other.sights))
+        sights = both_sights(self.sights, other.sights)
+        return Predicted(self.account + other.account, sights, self.not_finite + other.not_finite)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ def predict_shards(
         follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
         predicted = sum(watch.client.gather(futures), Predicted(RowAccount()))
         _check_predicted(ledger, predicted.account)
+        _tell_of_outliers(predicted)
         ledger.check_written([DONE])
         ledger.remove(earlier)
         files.write_bytes(files.join(scoring.output, DONE), _summary(predicted.account, len(tasks)), options)
@@ -97,6 +104,18 @@ def _check_predicted(ledger: ownership.Ledger, account: RowAccount) -> None:
     except DataError:
         ledger.withdraw()
         raise
+
+
+def _tell_of_outliers(predicted: Predicted) -> None:
+    """A warning where predictions are no finite numbers."""
+    if predicted.not_finite:
+        logger.warning(
+            "%d of %d predictions are not finite numbers: these rows are %s%s",
+            predicted.not_finite,
+            predicted.account.accepted,
+            NOT_PREDICTED,
+            BOUNDED,
+        )
 
 
 def _summary(account: RowAccount, n_parts: int) -> bytes:
@@ -211,9 +230,10 @@ def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Arr
         encoded = model.encode(batch.data)
     account = account_of(scoring.on_bad_rows, batch, encoded)
     scores = model.score(encoded)
-    values = np.full(batch.data.num_rows, np.nan, np.float32)
-    values[encoded.good] = model.objective.predict(scores)
-    return pa.array(values, pa.float32(), mask=~encoded.good), Predicted(account, model.watcher.sights(encoded.rows))
+    values, found = np.full(batch.data.num_rows, np.nan, np.float32), model.objective.predict(scores)
+    values[encoded.good] = found
+    counted = Predicted(account, model.watcher.sights(encoded.rows), int(np.count_nonzero(~np.isfinite(found))))
+    return pa.array(values, pa.float32(), mask=~encoded.good), counted
 
 
 def _column(batch: Batch, column: pa.Field) -> pa.Array:

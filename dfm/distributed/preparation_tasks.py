@@ -62,7 +62,7 @@ class Hashed:
 class VocabularySummary:
     """Sizes that the driver needs; the vocabulary itself stays on the workers. spread: as `spread_of` has it;
     n_earlier: of the features, those that an earlier model had and no row of today; by_field: counts of today's rows
-    alone, where the vocabulary has those of an earlier model, too.
+    alone, where the vocabulary has those of an earlier model, too, by which they are rare or seen once.
     """
 
     n_features: int
@@ -118,18 +118,18 @@ def order_vocabulary(
 
 
 def summarise(
-    vocabulary: Vocabulary, hashed: Hashed, alone: tuple[Sequence[str], int, int, int] | None = None
+    vocabulary: Vocabulary, hashed: Hashed, columns: Sequence[str] = ()
 ) -> tuple[VocabularySummary, RowAccount, RowAccount]:
     """Sizes of the vocabulary, and the accounts of the rows that made it, and of those held out of them.
 
-    alone: of one with features of an earlier model, what makes one of these rows alone (`order_vocabulary`).
+    columns: the names of the fields of one with features of an earlier model, too.
     """
     n_distinct, spread = len(hashed.counts.ids), spread_of(vocabulary.counts, hashed.account.accepted)
     summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, n_distinct, spread)
-    if alone is not None:
-        n_earlier, today = n_besides(vocabulary, hashed.counts), build_vocabulary(hashed.counts, *alone)
-        n_distinct += n_earlier
-        summary = replace(summary, n_distinct=n_distinct, n_earlier=n_earlier, by_field=count_fields(today, alone[0]))
+    if columns:
+        n_earlier = n_besides(vocabulary, hashed.counts)
+        by_field = count_fields(vocabulary, columns, hashed.counts)
+        summary = replace(summary, n_distinct=n_distinct + n_earlier, n_earlier=n_earlier, by_field=by_field)
     return summary, hashed.account, hashed.held_out
 
 

@@ -107,7 +107,7 @@ def prepare(run: Run) -> Prepared:
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     wanted = _wanted_of(run, training)
     vocabulary, key, begun = _vocabulary(run, training, merged, wanted)
-    told = run.watch.submit(summarise, vocabulary, merged, wanted if run.warm else None)
+    told = run.watch.submit(summarise, vocabulary, merged, wanted[0] if run.warm else ())
     summary, account, held_out = run.watch.result(told)
     if judged:
         held_out = run.watch.result(run.watch.submit(account_of, judged))

@@ -39,7 +39,7 @@ from dfm.estimators.features import (
     names_of,
 )
 from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, check_present, summarise_labels
-from dfm.estimators.notes import tell_what_says_nothing
+from dfm.estimators.notes import tell_what_says_nothing, tell_worse_than_mean
 from dfm.estimators.outputs import AsFitted, Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised, RowsToFit
 from dfm.estimators.shards import (
@@ -366,6 +366,9 @@ class BaseFactorizationMachine(Parametrised):
         with shown(bool(self.verbose)), ThreadPoolExecutor(n_threads) as pool:
             threaded = n_threads > 1 and len(recipes) > 1
             outputs = list((pool.map if threaded else map)(train, range(len(recipes))))
+        if not rows.is_part:
+            remedy = "a smaller init_stdev" if self._is_exact else "a smaller learning_rate"
+            tell_worse_than_mean(outputs[0].fit.history, outputs[0].unit.scale, remedy)
         return self._keep(outputs)
 
     def _fit_job(self, X: Any, y: str, sample_weight: str | None, validation: list[str], client: Any) -> Self:

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from dfm.data.footers import HOLDS
 from dfm.data.hashing import expected_collisions
@@ -19,12 +19,15 @@ from dfm.data.vocabulary import Vocabulary
 from dfm.errors import SettingsError
 from dfm.settings.tables import ModelSettings, Schema
 from dfm.training.diagnosis import column_findings, count_fields
+from dfm.training.executor import Event
 
 logger = logging.getLogger(__name__)
 _KNOBS = "|".join(rf"{table.table}\.(?=(?:{'|'.join(table.knobs())})\b)" for table in (Schema, ModelSettings))
 _TABLE = re.compile(rf"""(?<![\w'"/.])(?:{_KNOBS})""")
 """The table of a knob, which parameters of estimators have none of; in names of columns and paths it stays."""
 _HOLDS_MOMENTS = (f"{HOLDS}date", f"{HOLDS}time")
+_WORSE = -0.01
+"""The explained share of the variance below which a fit is worse than a constant by more than noise."""
 _MOST_NAMED = 20
 _MOST_REMEMBERED = 1_000
 
@@ -57,6 +60,23 @@ def tell_what_says_nothing(
     counts = count_fields(vocabulary, [entry.name for entry in schema.fields])
     for finding in column_findings(schema, statistics, counts, min_count, collided_share):
         _log_once(_TABLE.sub("", f"{finding.message} ({', '.join(finding.knobs)})"))
+
+
+def tell_worse_than_mean(history: Sequence[Event], deviation: float, remedy: str) -> None:
+    """Say where the squared error of no epoch was less than that of always answering the mean, of rows that are held
+    out or else of those that train, whose labels have this deviation. Of the latter the losses of the first epoch, and
+    of a first iteration, tell of the start.
+    """
+    explained = [
+        1.0 - (record["train_rmse"] / deviation) ** 2 if record.get("r2") is None else record["r2"]
+        for record in history[1:]
+        if "train_rmse" in record
+    ]
+    if explained and max(explained) < _WORSE:
+        _log_once(
+            f"the fit is worse than always answering the mean label (r2 {max(explained):.3g} at best); scale the "
+            f"columns (standardize), or try {remedy}"
+        )
 
 
 def tell(told: str) -> None:

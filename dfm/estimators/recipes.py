@@ -312,7 +312,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         model, training = self._settings()
         features: Features = vars(self)["_features"]  # learnt before
         crowd = crowd_of(rows.entries, spread_of(features.vocabulary.counts, rows.entries.n_counted))
-        stdev, bias = initial_exactly(model, training, crowd), initial_bias(self._task, mean_label)
+        stdev, bias = initial_exactly(model, training, rows.entries, crowd), initial_bias(self._task, mean_label)
         return Recipe(
             work=of_rows(work, training, crowd),
             initial=InitialValues(model.seed, stdev, bias=bias),

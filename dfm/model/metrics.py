@@ -380,7 +380,8 @@ def checked_rows(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
     if lost:
         raise DivergenceError(
             f"{lost} of {len(values)} scores are not finite numbers. Try a smaller training.learning_rate, "
-            f"or the transform {SCALED} for numeric columns that are taken as they are."
+            f"or the transform {SCALED} for numeric columns that are taken as they are. Where it is few rows whose "
+            "numbers are far beyond the others', correct them, or choose quantile or log2-bucket, or model.clip."
         )
     if not np.all(np.isfinite(targets)):
         raise DataError("a label is not a finite number. Correct it, or skip bad rows with data.on_bad_rows.")

@@ -335,7 +335,7 @@ class ModelSettings(Table):
         "standard deviation of the factors at the start; auto: .02 / sqrt(h), where h is the mean of a row's sum of x²"
         + "".join(f", {each.init_stdev} of {each.name}" for each in map(family_of, FAMILIES) if each.init_stdev)
         + "; of vectors whose terms have more than two features: .6 / sqrt(h) at least; of mcmc .1, of als .1 with two "
-        "columns, less with more",
+        "columns, less with more, both divided by the root mean square of x where that is above 1",
     )
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
     n_models: int = knob(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from dfm.data.hashing import MISSING, token_index
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import LOGARITHMS, NOTHING_KNOWN, QUANTILE, NumberStatistics
-from dfm.data.vocabulary import Vocabulary
+from dfm.data.vocabulary import FeatureCounts, Vocabulary
 from dfm.events import MORE_IS_BETTER
 from dfm.kernels.losses import QUANTILE as QUANTILE_LOSS
 from dfm.model.objective import Objective
 from dfm.pages.numbers import named_text, number_text
+from dfm.settings.tables import READ_BY_EXACT, SGD
 
 _NEARLY_ALL = 0.99
 """Share of a column's values that were not seen often enough to be kept, from which it says nothing."""
@@ -37,6 +38,9 @@ _KNOBS = {
     "cross": "schema.crosses",
 }
 """The settings that name columns, by the kind of field that these become."""
+_DRAWS = "training.draws"
+_NOT_EXACT = ("model.calibration", "data.negative_rate")
+"""The knob that MCMC alone reads, and knobs of other tables that no exact solver takes."""
 _FEW_ROWS = 100
 """Rows to validate on below which their metrics are chance."""
 _HALF = 0.5 + _NOTHING
@@ -72,24 +76,41 @@ class FieldCounts:
     missing: int = 0
 
 
-def count_fields(vocabulary: Vocabulary, columns: Sequence[str]) -> list[FieldCounts]:
-    """The counts of every field, by these names of theirs; features that two columns share count for the first."""
-    rare_rows = vocabulary.rare
-    is_rare = np.zeros(vocabulary.n_features, np.bool_)
-    is_rare[rare_rows[rare_rows >= 0]] = True
-    n_fields, fields = len(rare_rows), vocabulary.fields.astype(np.int64)
+def count_fields(
+    vocabulary: Vocabulary, columns: Sequence[str], rows: FeatureCounts | None = None
+) -> list[FieldCounts]:
+    """The counts of every field, by these names of theirs; features that two columns share count for the first.
 
-    def total(rows: NDArray[np.bool_], amounts: NDArray[np.int64] | None = None) -> list[int]:
-        weights = None if amounts is None else amounts[rows]
-        return [int(n) for n in np.bincount(fields[rows], weights, n_fields)]
+    rows: of some rows alone, where the vocabulary knows earlier ones, too; rare and seen once is what is so with these.
+    """
+    is_rare = np.zeros(vocabulary.n_features, np.bool_)
+    is_rare[vocabulary.rare[vocabulary.rare >= 0]] = True
+    occurrences, seen = vocabulary.counts, FeatureCounts(vocabulary.ids, vocabulary.counts, vocabulary.fields)
+    if rows is not None:
+        occurrences, seen = _occurrences(vocabulary, ~is_rare, rows.ids), rows
+        is_rare = occurrences == 0
+    n_fields, fields = len(vocabulary.rare), seen.fields.astype(np.int64)
+
+    def total(those: NDArray[np.bool_], amounts: NDArray[np.int64] | None = None) -> list[int]:
+        weights = None if amounts is None else amounts[those]
+        return [int(n) for n in np.bincount(fields[those], weights, n_fields)]
 
     features = total(~is_rare)
-    entries = total(np.ones(len(is_rare), np.bool_), vocabulary.counts)
-    rare = total(is_rare, vocabulary.counts)
-    single = total(~is_rare & (vocabulary.counts == 1))
+    entries = total(np.ones(len(is_rare), np.bool_), seen.counts)
+    rare = total(is_rare, seen.counts)
+    single = total(~is_rare & (occurrences == 1))
     tokens = np.array([token_index(column, MISSING, vocabulary.hash_bits) for column in columns], np.uint32)
-    missing = total(vocabulary.ids == tokens[fields], vocabulary.counts)
+    missing = total(seen.ids == tokens[fields], seen.counts)
     return [FieldCounts(*numbers) for numbers in zip(features, entries, rare, single, missing, strict=True)]
+
+
+def _occurrences(vocabulary: Vocabulary, kept: NDArray[np.bool_], ids: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """The counts that the vocabulary has of features, int64[n]; 0 of those that are not among the kept ones."""
+    order = np.flatnonzero(kept)[np.argsort(vocabulary.ids[kept])]
+    if not len(order):
+        return np.zeros(len(ids), np.int64)
+    at = order[np.minimum(np.searchsorted(vocabulary.ids[order], ids), len(order) - 1)]
+    return np.where(vocabulary.ids[at] == ids, vocabulary.counts[at], 0)
 
 
 def column_findings(
@@ -181,15 +202,31 @@ def validation_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     return [Finding("too-little-to-judge-by", message, ("data.validation_from", "data.validation"))]
 
 
-def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any]) -> list[Finding]:
+def model_findings(
+    objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any], solver: str = SGD
+) -> list[Finding]:
     """Whether the model beats a constant, and its own linear part, by the metric that chose its parameters, and whether
     its predictions are of another rate than the rows. Both are metrics of the validation rows; `linear` is empty where
-    the model has no factors.
+    the model has no factors. Knobs are those that the solver reads.
     """
+    found = _model_findings(objective, metrics, linear)
+    return [replace(each, knobs=tuple(knob for knob in each.knobs if _is_read(knob, solver))) for each in found]
+
+
+def _is_read(knob: str, solver: str) -> bool:
+    """Whether a solver reads a knob."""
+    table, _, key = knob.partition(".")
+    if solver == SGD:
+        return knob != _DRAWS
+    return knob not in _NOT_EXACT and (table != "training" or key in READ_BY_EXACT[solver])
+
+
+def _model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any]) -> list[Finding]:
+    """The same, with the knobs of all solvers."""
     watched = objective.watched
     is_order = watched in MORE_IS_BETTER
     if worse := _in_no_order(watched, metrics) if is_order else _worse_than_constant(objective, metrics):
-        knobs = ("training.learning_rate", "training.n_epochs", "training.l2_linear", "schema")
+        knobs = ("training.learning_rate", "training.n_epochs", _DRAWS, "training.l2_linear", "schema")
         return [Finding("no-better-than-a-constant", worse, knobs)]
     found = _another_rate(metrics) if not objective.info.sha256 else []
     if found and not is_order:
@@ -202,7 +239,7 @@ def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Map
         f"without its factors the model is as good on the validation rows ({watched} {without}, with them "
         f"{with_factors}): the pairs of columns add nothing"
     )
-    fewer = "model.n_factors = 0", "training.l2_factors", "training.n_epochs"
+    fewer = "model.n_factors = 0", "training.l2_factors", "training.n_epochs", _DRAWS
     return [*found, Finding("factors-add-nothing", message, fewer)]
 
 

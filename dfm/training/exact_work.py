@@ -73,6 +73,12 @@ class ExactWork(Work):
                 key = np.uint64(key_of(key, np.uint64(number)))
         return key
 
+    def remedy(self, table: str) -> str:
+        """The words against divergence, of knobs that the solver reads."""
+        penalties = "" if self.solving.draws else f"larger {table}l2_linear and {table}l2_factors, "
+        start = f"a smaller {table.replace('training', 'model')}init_stdev"
+        return f"try columns that are scaled, {penalties}or {start}"
+
     @property
     def steps(self) -> list[Part]:
         """Parts of the unknowns of each visit."""
@@ -101,13 +107,15 @@ def crowd_of(entries: EntrySums, spread: float) -> float:
     return max(min(entries.squares / max(entries.n_rows, 1), spread), TWO_FIELDS)
 
 
-def initial_stdev(model: ModelSettings, training: TrainingSettings, crowd: float) -> float:
+def initial_stdev(model: ModelSettings, training: TrainingSettings, entries: EntrySums, crowd: float) -> float:
     """Standard deviation of the initial factors. Least squares would have to unlearn what its penalty does not allow;
-    draws need it to leave 0, and forget it.
+    draws need it to leave 0, and forget it. From neither comes back what begins with scores of thousands: where the
+    root mean square of x is above 1, it is divided by that, so that pairs of columns say as much whatever their unit.
     """
     if model.init_stdev != "auto":
         return float(model.init_stdev)
-    return INIT_STDEV if training.solver == MCMC else INIT_STDEV * factors_left(exact_step(training, crowd))
+    left = 1.0 if training.solver == MCMC else factors_left(exact_step(training, crowd))
+    return INIT_STDEV * left / max(entries.squares / max(entries.n_entries, 1), 1.0) ** 0.5
 
 
 def _share(crowd: float) -> float:

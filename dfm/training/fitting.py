@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,9 +16,7 @@ from dfm.data.hashed_rows import HashedRows
 from dfm.data.partition import SparsePartition
 from dfm.data.row_lookup import RowLookup
 from dfm.data.vocabulary import Vocabulary, rows_of
-from dfm.errors import DivergenceError
 from dfm.kernels.families.registry import family_of
-from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.tables import InitialValues, ParameterTable, initialise, put
 from dfm.model.objective import Objective
 from dfm.solvers.posterior import Draws
@@ -28,8 +27,8 @@ from dfm.training.executor import Event, Executor, Metrics, Parameters
 from dfm.training.loop import Goal, Manner, Renewer, TrainingLoop
 from dfm.training.pilot import Pilot
 from dfm.training.plan import RoundPlan
-from dfm.training.progress import EpochTotals, Progress
-from dfm.training.rounds import ReplicaReport, Work
+from dfm.training.progress import EpochTotals, Progress, check_finite
+from dfm.training.rounds import Work
 from dfm.training.steps import StepSchedule
 
 Tell = Callable[[Event], None]
@@ -129,7 +128,7 @@ def _of_epochs(tell: Tell) -> Tell:
 def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
     """Train up to recipe.n_epochs epochs more; the result holds the best parameters, or the last without held-out rows.
 
-    DivergenceError where the loss leaves the finite numbers.
+    DivergenceError where the loss leaves the finite numbers, or a log loss explodes.
     """
     before, work = len(start.history), executor.start(recipe.work, start.table)
     n_slices = recipe.n_slices or recipe.n_rounds
@@ -163,21 +162,13 @@ def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
 def _manner(recipe: Recipe) -> Manner:
     """Records of epochs as estimators keep them, and errors that name their parameters."""
     scale, is_squared = recipe.work.unit.scale, recipe.objective.is_plain and recipe.objective.task == "regression"
-    optimizer, rate = resolve_optimizer(recipe.work.spec.optimizer), recipe.work.step.learning_rate
 
     def describe(epoch: int, totals: EpochTotals, metrics: Metrics, n_walks: int, seconds: float) -> Event:
         loss = totals.mean_loss
         in_unit = {"train_rmse": (2.0 * loss) ** 0.5 * scale} if is_squared else {}
         return {"epoch": epoch, "train_loss": loss, "seconds": totals.seconds, **in_unit, **metrics}
 
-    def check(epoch: int, reports: Sequence[ReplicaReport]) -> None:
-        if not all(report.tally.is_finite for report in reports):
-            raise DivergenceError(
-                f"training diverged in epoch {epoch}: the loss is no longer finite; try a smaller learning_rate "
-                f"(it is {rate:g}; {optimizer.name} wants {optimizer.learning_rate:g} or less), or scale the columns"
-            )
-
-    return Manner(describe, check)
+    return Manner(describe, functools.partial(check_finite, recipe.objective, table=""))
 
 
 def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:

@@ -94,11 +94,11 @@ class Manner:
     """The words of a training: the record of an epoch that is over, and the error where a round went astray.
 
     describe(epoch, totals, metrics, replicas that one process trained at a time, seconds of validation): the record.
-    check(epoch, reports): DivergenceError where losses left the finite numbers.
+    check(work, epoch, reports): DivergenceError where losses left the finite numbers.
     """
 
     describe: Callable[[int, EpochTotals, Metrics, int, float], Event]
-    check: Callable[[int, Sequence[ReplicaReport]], None]
+    check: Callable[[Work, int, Sequence[ReplicaReport]], None]
 
 
 @dataclass
@@ -202,15 +202,15 @@ class TrainingLoop:
         started = time.perf_counter()
         run = PilotRun(pilot, self.executor, self.plan, self.objective, self.n_rows, self.work_of_round, self.tell)
         best, losses = run.best()
+        self.work = dataclasses.replace(self.work, step=best.step)
         for reports in best.reports:
-            self.manner.check(self.at.epoch, reports)
+            self.manner.check(self.work, self.at.epoch, reports)
             self.at.totals.add(reports)
         self._walked = self.at.totals.rows
         self.executor.restore(best.parameters, self.executor.bounds)
         self.at.totals.seconds = time.perf_counter() - started
         self.at.round = self.at.rounds_done = self.at.blocks_at = len(best.reports)
         self.at.pilot = {"losses": losses, "chosen": best.name}
-        self.work = dataclasses.replace(self.work, step=best.step)
         self._offer()
         self.tell({"event": "pilot", **self.at.pilot, **pilot.described(best.name)})
         self._tell_of_round(self.at.round)
@@ -320,7 +320,7 @@ class TrainingLoop:
         while self.executor.under_way > under_way:
             before = self.at.round
             for reports in self.executor.finish():
-                self.manner.check(self.at.epoch, reports)
+                self.manner.check(self.work, self.at.epoch, reports)
                 self.at.round += 1
                 self.at.rounds_done = self.at.blocks_at = self.at.rounds_done + 1
                 totals = self.at.totals

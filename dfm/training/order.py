@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from dfm.data.schema import ResolvedSchema
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.model.objective import Objective, kernel_spec, with_fields
 from dfm.settings.groups import l2_scales_of
 from dfm.settings.job import Job
@@ -42,6 +43,8 @@ class Order:
     def of_fields(self, schema: ResolvedSchema) -> Order:
         """The order of rows with these fields. SettingsError where the model's family cannot make use of them."""
         names = [entry.name for entry in schema.fields]
+        remedy = f'; name another column in [schema], or choose model.family = "{DEFAULT}"'
+        family_of(self.work.spec.family).check_fields(len(names), remedy)
         spec = with_fields(self.work.spec, self.job.model.groups, names)
         scales = l2_scales_of(self.job.training.l2_groups, names)
         if scales and not self.job.training.is_exact:

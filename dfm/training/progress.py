@@ -10,13 +10,18 @@ from typing import Any
 from dfm.data.units import LabelUnit
 from dfm.errors import DivergenceError
 from dfm.model.objective import Objective
-from dfm.training.rounds import ReplicaReport
+from dfm.training.rounds import ReplicaReport, Work
 
 Event = dict[str, Any]
 _TOTALS = "book"
 """The name that checkpoints have for the totals of the epoch under way."""
 _LATER = ("start",)
 """Names that are written only where there is something, for an earlier dfm that goes on from the checkpoint."""
+
+_ENOUGH_ROWS = 100
+"""Rows of a round from which on their log loss tells of divergence: of fewer, as `partial_fit` takes them, one outlier
+may make it what it is.
+"""
 
 
 @dataclass
@@ -119,14 +124,18 @@ def epoch_event(
     return {"event": "epoch", "epoch": epoch, **summary, **metrics, "validation_seconds": seconds}
 
 
-def check_finite(objective: Objective, epoch: int, reports: Sequence[ReplicaReport]) -> None:
-    """DivergenceError where a replica's loss left the finite numbers, or the log loss exploded."""
+def check_finite(
+    objective: Objective, work: Work, epoch: int, reports: Sequence[ReplicaReport], table: str = "training."
+) -> None:
+    """DivergenceError where a replica's loss left the finite numbers, or the log loss of many rows exploded. table: of
+    the knobs that it names, with a dot, or "".
+    """
     for report in reports:
-        exploded = objective.has_exploded(report.tally.mean_loss)
+        exploded = report.tally.rows >= _ENOUGH_ROWS and objective.has_exploded(report.tally.mean_loss)
         if not report.tally.is_finite or exploded:
             own = "; or your loss is not finite for one of the labels" if objective.info.sha256 else ""
-            loss = f"{report.tally.mean_loss:.3g}" if exploded else "no longer finite"
+            loss = f"{report.tally.mean_loss:.3g}" if report.tally.is_finite else "no longer finite"
             raise DivergenceError(
                 f"training diverged in epoch {epoch}, replica {report.replica}: the mean loss is {loss}; "
-                f"try a smaller training.learning_rate (a tenth of it), or more L2{own}"
+                f"{work.remedy(table)}{own}"
             )

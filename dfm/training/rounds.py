@@ -116,6 +116,15 @@ class Work:
         """The layout of the tables that are trained."""
         return self.spec.layout
 
+    def remedy(self, table: str) -> str:
+        """The words against divergence. table: of the knobs, with a dot; "" where they are parameters. A penalty whose
+        product with the rate is beyond 2 throws weights further each time that it is applied.
+        """
+        step = self.step
+        less_or_more = "less" if step.learning_rate * max(step.l2_linear, step.l2_factors) > 1 else "more"
+        rate = f"{table}learning_rate (it is {step.learning_rate:.3g}; a tenth of it)"
+        return f"try a smaller {rate}, {less_or_more} L2, or columns that are scaled"
+
     @property
     def objective(self) -> Objective:
         """The objective that is minimised. It compiles a user's function once more: ask only where it is needed."""

@@ -21,13 +21,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
+import numpy as np
 from dask.system import CPU_COUNT
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from dfm.data.row_checks import BOUNDED, NOT_PREDICTED
 from dfm.errors import DataError
 from dfm.workflow import registry
 from pipelines.serving.engines import ENGINES, Served, load
@@ -197,11 +200,18 @@ async def _scored(served: Served, rows: Sequence[dict[str, Any]], key: str) -> R
     try:
         few = len(rows) <= FEW_ROWS
         found = served.predict(rows) if few else await loop.run_in_executor(_SCORERS, served.predict, rows)
+        check_finite(found)
     except _BAD as error:
         found = await loop.run_in_executor(_SEARCHES, faults, served, rows, key, error)
         return in_json({"detail": found}, 422)
     told = {"version": served.version, "parameters_sha256": served.parameters_sha256}
     return in_json({"predictions": found.tolist(), **told})
+
+
+def check_finite(predictions: NDArray[np.float32]) -> None:
+    """DataError where a prediction, of float32[n_rows], is no finite number, for which JSON has no word."""
+    if not np.isfinite(predictions).all():
+        raise DataError(f"the row is {NOT_PREDICTED}: correct its largest number{BOUNDED}")
 
 
 def faults(served: Served, rows: Sequence[dict[str, Any]], key: str, error: Exception) -> list[dict[str, Any]]:
@@ -224,7 +234,7 @@ def faults(served: Served, rows: Sequence[dict[str, Any]], key: str, error: Exce
 def _fault(served: Served, rows: Sequence[dict[str, Any]]) -> str:
     """The reason why rows cannot be scored; "" where they can."""
     try:
-        served.model.predict(list(rows))
+        check_finite(served.model.predict(list(rows)))
     except _BAD as fault:
         return str(fault) or type(fault).__name__
     return ""

@@ -138,9 +138,9 @@ def test_the_linear_part_is_compared_with_the_same_calibration(log: Path, client
     compared: list[tuple[float, float]] = []
     findings = diagnose.model_findings
 
-    def spied(objective: Any, metrics: Any, linear: Any) -> Any:
+    def spied(objective: Any, metrics: Any, linear: Any, solver: str) -> Any:
         compared.append((metrics["log_loss"], linear["log_loss"]))
-        return findings(objective, metrics, linear)
+        return findings(objective, metrics, linear, solver)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diagnose, "model_findings", spied)

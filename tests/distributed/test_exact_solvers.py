@@ -209,9 +209,9 @@ def test_exact_solvers_are_compared_with_their_linear_part_too(
 ) -> None:
     compared: list[tuple[float, float]] = []
 
-    def spied(objective: Any, metrics: Any, linear: Any) -> list[Finding]:
+    def spied(objective: Any, metrics: Any, linear: Any, used: str) -> list[Finding]:
         compared.append((metrics["log_loss"], linear["log_loss"]))
-        return model_findings(objective, metrics, linear)
+        return model_findings(objective, metrics, linear, used)
 
     monkeypatch.setattr(diagnose, "model_findings", spied)
     held = {"l2_factors": 1e6} if solver == "als" else {"n_epochs": 8, "draws": 3}
@@ -219,7 +219,10 @@ def test_exact_solvers_are_compared_with_their_linear_part_too(
     tables = tables_of(folder, tmp_path, {"solver": solver, "n_replicas": 2, **held}, "classification")
     jobs.train(tables, client, on_event=told.append)
     ((whole, linear),) = compared
-    kinds = [each["kind"] for event in told if event["event"] == "diagnosis" for each in event["findings"]]
+    findings = [each for event in told if event["event"] == "diagnosis" for each in event["findings"]]
+    kinds, knobs = [each["kind"] for each in findings], {knob for each in findings for knob in each["knobs"]}
+    assert ("training.l2_factors" in knobs) == (solver == "als")
+    assert ("training.draws" in knobs) == (solver == "mcmc")
     assert linear == pytest.approx(whole, rel=1e-6) if solver == "als" else linear < whole
     assert "factors-add-nothing" in kinds
 

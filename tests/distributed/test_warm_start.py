@@ -199,6 +199,32 @@ def test_the_diagnosis_of_a_night_is_of_its_own_rows(
     assert ("one-value", "C1") in [(each["kind"], each["column"]) for each in diagnosis["findings"]]
 
 
+def test_values_that_earlier_nights_taught_are_not_unknown_for_coming_once(client: Client, tmp_path: Path) -> None:
+    """A night has one row of each user, whom the model knows, and sessions that come once in all."""
+    findings: dict[str, list[tuple[str, str]]] = {}
+    rng, start = np.random.default_rng(0), {}
+    for name, n_rows in (("before", 1_500), ("night", 300)):
+        columns = {
+            "user": [f"u{number % 300}" for number in range(n_rows)],
+            "session": [f"{name} {number}" for number in range(n_rows)],
+            "click": rng.integers(0, 2, n_rows),
+        }
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        told: list[dict[str, Any]] = []
+        tables = {
+            "data": {"train": str(tmp_path / f"{name}.parquet")},
+            "schema": {"label": "click", "categorical": ["user", "session"]},
+            "model": {"hash_bits": 22},
+            "training": {"n_epochs": 1, "n_replicas": 2, **start},
+            "output": {"directory": str(tmp_path / name), "report": False},
+            "cluster": {"cache": str(tmp_path / "cache")},
+        }
+        start = {"warm_start": jobs.train(tables, client, on_event=told.append).model_url}
+        found = [each for event in told if event["event"] == "diagnosis" for each in event["findings"]]
+        findings[name] = [(each["kind"], each["column"]) for each in found if each["column"]]
+    assert findings["before"] == findings["night"] == [("never-seen-twice", "session")]
+
+
 def test_a_checkpoint_of_another_rule_for_earlier_features_is_refused(
     log: Path, work: Path, client: Client, yesterday: TrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:

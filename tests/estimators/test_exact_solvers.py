@@ -112,6 +112,30 @@ def test_classes_are_told_apart_and_their_probabilities_are_honest():
     assert FMClassifier(solver="mcmc", n_factors=2, n_epochs=20).fit(X, y).score(X, y) > 0.93
 
 
+def people() -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+    """Numbers of any size, which a sparse matrix leaves as they are, and labels that follow one of them."""
+    rng = np.random.default_rng(0)
+    age, weight = np.round(40 + 12 * rng.normal(size=1_000)), np.round(100 + 30 * rng.normal(size=1_000))
+    spend = np.round(np.exp(6 + rng.normal(size=1_000)))
+    return scipy.sparse.csr_matrix(np.c_[age, weight, spend]), (age - 40) / 12 + 0.5 * rng.normal(size=1_000)
+
+
+@pytest.mark.parametrize("solver", ["als", "mcmc"])
+def test_numbers_that_are_not_standardized_are_learnt_from(solver: str, caplog: pytest.LogCaptureFixture):
+    """Scores of thousands at the start are not unlearnt: factors begin smaller where x is larger."""
+    X, y = people()
+    assert FMRegressor(solver=solver, n_factors=2, n_epochs=30).fit(X, y).score(X, y) > 0.7
+    assert "worse than" not in caplog.text
+
+
+@pytest.mark.parametrize("solver", ["als", "mcmc"])
+def test_a_fit_that_is_worse_than_a_constant_is_told(solver: str, caplog: pytest.LogCaptureFixture):
+    X, y = people()
+    assert FMRegressor(solver=solver, n_factors=2, n_epochs=5, init_stdev=0.3).fit(X, y).score(X, y) < -1
+    assert "worse than always answering the mean label (r2 -" in caplog.text
+    assert "or try a smaller init_stdev" in caplog.text
+
+
 @pytest.mark.parametrize("machine", [FMRegressor, FMClassifier])
 def test_rows_of_weight_zero_are_no_evidence(machine: Any):
     rng = np.random.default_rng(0)

@@ -11,6 +11,8 @@ import scipy.sparse
 
 pytest.importorskip("sklearn", minversion="1.6")
 
+from sklearn.exceptions import NotFittedError
+
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier, LinearRegressor
 from dfm.kernels.optimizers import OPTIMIZERS
@@ -306,6 +308,20 @@ def test_without_a_tolerance_training_ends_with_the_last_epoch():
     many, labels = np.repeat(X, 3, axis=0), np.repeat(PAIR, 3)
     assert LinearClassifier(n_epochs=30).fit(many, labels).n_iter_ < 30
     assert LinearClassifier(n_epochs=30, tol=None).fit(many, labels).n_iter_ == 30
+
+
+def test_a_log_loss_that_explodes_is_divergence_and_not_a_model():
+    model = FMClassifier(n_factors=4, optimizer="adam", learning_rate=1_000.0)
+    with pytest.raises(DivergenceError, match=r"epoch 1.* loss is .*smaller learning_rate \(it is 1e\+03; a tenth"):
+        model.fit(X, PAIR)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+
+
+def test_an_outlier_in_a_few_rows_is_no_divergence():
+    model = LinearClassifier(standardize=False).fit(X, PAIR)
+    outlier = X[:1] + 1e4 * np.sign(model.coef_) * (1 - 2 * PAIR[0])
+    assert model.partial_fit(outlier, PAIR[:1]).history_[-1]["train_loss"] > 1_000
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

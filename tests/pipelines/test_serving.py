@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from dfm.errors import DataError
-from dfm.estimators import FMClassifier
+from dfm.estimators import FMClassifier, FMRegressor
 from dfm.model import FMModel
 from dfm.workflow import registry
 from dfm.workflow.gate import Verdict
@@ -202,16 +202,35 @@ def test_bad_rows_are_refused_with_the_row_and_the_column(engine: str, tmp_path:
         assert client.post("/predict", json={"rows": good}).status_code == 200, "what came before harms nobody"
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_row_without_a_finite_prediction_is_a_bad_row(engine: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame(rng.normal(size=(200, 2)), columns=["spent", "age"])
+    FMRegressor(n_factors=0, loss="poisson").fit(frame, rng.poisson(np.exp(frame["spent"]))).model_.save(
+        str(tmp_path / "model")
+    )
+    good, far = {"spent": 1.0, "age": 0.0}, {"spent": 1e6, "age": 0.0}
+    with serving(str(tmp_path / "model"), engine) as (client, _):
+        for rows, places in (([good, far, good], [1]), ([far], [0]), ([good] * 300 + [far], [300])):
+            answer = client.post("/predict", json={"rows": rows})
+            assert answer.status_code == 422
+            found = answer.json()["detail"]
+            assert [fault["loc"] for fault in found] == [["body", "rows", place] for place in places]
+            assert "no finite number" in found[0]["msg"]
+        assert client.post("/predict", json={"rows": [good]}).status_code == 200
+
+
 class Fussy:
     """A model that refuses rows with a value "bad", and rows of two kinds beside each other."""
 
     predictions = 0
 
-    def predict(self, rows: list[dict[str, Any]]) -> None:
+    def predict(self, rows: list[dict[str, Any]]) -> np.ndarray:
         self.predictions += 1
         kinds = {row["x"] for row in rows}
         if "bad" in kinds or {"a", "b"} <= kinds:
             raise DataError("row 0: column 'x': refused")
+        return np.zeros(len(rows), np.float32)
 
 
 def faults_in(values: list[str]) -> tuple[list[list[Any]], int]:

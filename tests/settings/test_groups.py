@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from dfm.averaging.cost_model import job_times
+from dfm.data.schema import resolve
 from dfm.errors import SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.tables import Layout
 from dfm.model.objective import with_fields
 from dfm.settings.groups import groups_of, names_of
 from dfm.settings.job import load_job
-from dfm.settings.tables import ModelSettings
+from dfm.settings.tables import ModelSettings, Schema
+from dfm.training.order import Order
 
 FIELDS = ["site", "zone", "I1", "I2", "I3", "site&zone"]
 
@@ -47,6 +49,13 @@ def test_groups_are_for_families_that_have_some() -> None:
     assert with_fields(aware, 2, FIELDS).groups == (0, 0, 0, 1, 1, 1)
     with pytest.raises(SettingsError, match=r"17 groups, each with model.n_factors = 256; .* up to 4096"):
         with_fields(aware, 17, [str(number) for number in range(17)])
+
+
+def test_a_job_with_one_field_is_told_what_to_change_in_it() -> None:
+    tables = {"data": {"train": "log"}, "schema": {"label": "y", "categorical": ["site"]}, "model": {"family": "fwfm"}}
+    order = Order.of(load_job({**tables, "output": {"directory": "out"}}))
+    with pytest.raises(SettingsError, match=r'name another column in \[schema\], or choose model.family = "fm"$'):
+        order.of_fields(resolve(Schema(label="y", categorical=("site",)), ["y", "site"]))
 
 
 def test_a_family_has_a_number_of_factors_of_its_own_where_the_job_names_none() -> None:

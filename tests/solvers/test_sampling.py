@@ -32,6 +32,8 @@ from tests.support.exact_cases import (
 SIZES, FIELDS = (3, 3), [0, 0, 0, 1, 1, 1]
 PAIRS = np.concatenate([np.repeat(np.eye(3), 3, axis=0), np.tile(np.eye(3), (3, 1))], axis=1)
 """All pairs of values of the two fields."""
+ONES = EntrySums(10_000, 390_000, 390_000.0)
+"""Rows whose x are all 1."""
 
 
 def planted(task: str, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +137,7 @@ def test_penalties_and_priors_grow_with_what_rows_do_not_share():
     for crowd in (2.0, 6.0, 39.0):
         als, mcmc = TrainingSettings(solver="als"), TrainingSettings(solver="mcmc")
         work = of_rows(work_of("classification", 2, solver="als"), als, crowd)
-        stdevs = [initial_stdev(ModelSettings(), each, crowd) for each in (als, mcmc)]
+        stdevs = [initial_stdev(ModelSettings(), each, ONES, crowd) for each in (als, mcmc)]
         found[crowd] = work.step.l2_linear, work.step.l2_factors, work.linear_unit, work.factor_unit, *stdevs
     assert found[2.0] == (5.0, 10.0, 1.0, 1.0, 0.1, 0.1), "libFM's"
     assert found[6.0][:2] == (5.0, 10.0)
@@ -143,10 +145,22 @@ def test_penalties_and_priors_grow_with_what_rows_do_not_share():
     given = TrainingSettings(solver="als", l2_linear=3.0, l2_factors=4.0)
     own = of_rows(work_of("classification", 2, solver="als"), given, 39.0).step
     assert (own.l2_linear, own.l2_factors) == (3.0, 4.0)
-    assert initial_stdev(ModelSettings(), given, 39.0) == 0.1, "what the penalty in force allows"
+    assert initial_stdev(ModelSettings(), given, ONES, 39.0) == 0.1, "what the penalty in force allows"
     strict, free = (dataclasses.replace(given, l2_factors=each) for each in (1000.0, 0.0))
-    assert [initial_stdev(ModelSettings(), each, 2.0) for each in (strict, free)] == pytest.approx([0.01, 0.1])
-    assert initial_stdev(ModelSettings(init_stdev=0.5), given, 39.0) == 0.5
+    assert [initial_stdev(ModelSettings(), each, ONES, 2.0) for each in (strict, free)] == pytest.approx([0.01, 0.1])
+    assert initial_stdev(ModelSettings(init_stdev=0.5), given, ONES, 39.0) == 0.5
+
+
+def test_the_start_of_the_factors_knows_the_unit_of_x():
+    """A pair of columns says as much at the start in dollars as in cents."""
+    for solver in ("als", "mcmc"):
+        training = TrainingSettings(solver=solver)
+        dollars, cents = EntrySums(100, 300, 300 * 4.0), EntrySums(100, 300, 300 * 4.0e4)
+        alike = [initial_stdev(ModelSettings(), training, each, 2.0) for each in (dollars, cents)]
+        assert alike == pytest.approx([0.05, 0.0005])
+        assert initial_stdev(ModelSettings(), training, EntrySums(100, 300, 30.0), 2.0) == 0.1, "small x change nothing"
+        assert initial_stdev(ModelSettings(), training, EntrySums(), 2.0) == 0.1
+        assert initial_stdev(ModelSettings(init_stdev=0.5), training, cents, 2.0) == 0.5
 
 
 def test_a_probit_begins_at_the_click_rate_and_numbers_at_their_mean():

@@ -13,7 +13,7 @@ from dfm.data.schema import resolve
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import FeatureCounts, build_vocabulary
 from dfm.model.objective import LossInfo, Objective
-from dfm.settings.tables import Schema
+from dfm.settings.tables import SGD, SOLVERS, Schema
 from dfm.training.diagnosis import (
     FieldCounts,
     column_findings,
@@ -61,6 +61,25 @@ def test_fields_are_counted_apart_from_what_was_too_rare(min_count: int) -> None
     found = count_fields(build_vocabulary(seen, ["user", "site"], 20, min_count, 1), ["user", "site"])
     expected = FieldCounts(31, 39, 0, 30) if min_count == 1 else FieldCounts(1, 39, 30, 0)
     assert found == [expected, FieldCounts(2, 78, 0, 0, 8)]
+
+
+def test_rows_of_today_are_rare_by_what_the_vocabulary_knows_of_all_nights() -> None:
+    def counts(values: dict[str, int]) -> FeatureCounts:
+        ids = np.array([token_index("user", value.encode(), 20) for value in values], np.uint32)
+        order = np.argsort(ids)
+        return FeatureCounts(ids[order], np.array([*values.values()])[order], np.zeros(len(ids), np.uint16))
+
+    everything = {"known": 9, "twice": 2, "once": 1, "of yesterday alone": 5}
+    today = counts({"known": 1, "twice": 2, "once": 1})
+    for min_count, expected in (
+        (1, FieldCounts(3, 4, 0, 1)),
+        (2, FieldCounts(2, 4, 1, 0)),
+        (9, FieldCounts(1, 4, 3, 0)),
+    ):
+        vocabulary = build_vocabulary(counts(everything), ["user"], 20, min_count, 1)
+        assert count_fields(vocabulary, ["user"], today) == [expected]
+    nothing = build_vocabulary(counts({}), ["user"], 20, 1, 1)
+    assert count_fields(nothing, ["user"], today) == [FieldCounts(0, 4, 4, 0)]
 
 
 def test_columns_that_say_nothing_are_named() -> None:
@@ -162,6 +181,25 @@ def test_a_model_is_compared_with_a_constant_and_with_its_linear_part(
     objective: Objective, metrics: dict[str, Any], linear: dict[str, Any], expected: list[str]
 ) -> None:
     assert [finding.kind for finding in model_findings(objective, metrics, linear)] == expected
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_advice_is_of_knobs_that_the_solver_reads(solver: str) -> None:
+    constant, factors, rate = (
+        model_findings(*case, solver)[0].knobs
+        for case in (
+            (NUMBERS, {"rmse": 2.0, "r2": -0.1}, {}),
+            (NUMBERS, {"rmse": 2.0, "r2": 0.5}, {"rmse": 1.9}),
+            (CLICKS, {"auc": 0.8, **OFF}, {}),
+        )
+    )
+    advice = {key.partition(".")[2] for key in (*constant, *factors) if key.startswith("training.")}
+    if solver == SGD:
+        assert advice == {"learning_rate", "n_epochs", "l2_linear", "l2_factors"}
+        assert "model.calibration" in rate
+        return
+    assert advice == {"als": {"n_epochs", "l2_linear", "l2_factors"}, "mcmc": {"n_epochs", "draws"}}[solver]
+    assert rate == ("data.validation",)
 
 
 @pytest.mark.parametrize(

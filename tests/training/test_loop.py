@@ -96,7 +96,7 @@ def begun(
         schedule=more.pop("schedule", StepSchedule("constant", seed=3)),
         goal=goal,
         executor=executor,
-        manner=Manner(more.pop("describe", describe), lambda epoch, reports: None),
+        manner=Manner(more.pop("describe", describe), lambda work, epoch, reports: None),
         n_rows=N_ROWS * n_rounds,
         tell=tell or (lambda event: None),
         **more,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,9 +98,6 @@ def trained(
     told: list[dict[str, Any]] = []
     objective = Objective.of("classification")
 
-    def check(epoch: int, reports: Sequence[ReplicaReport]) -> None:
-        check_finite(objective, epoch, reports)
-
     loop = TrainingLoop(
         work=WORK,
         objective=objective,
@@ -107,7 +105,10 @@ def trained(
         schedule=StepSchedule("constant", seed=3),
         goal=Goal(2),
         executor=Trials(losses, validated, stretch),
-        manner=Manner(lambda epoch, totals, metrics, n_walks, seconds: {"event": "epoch", "rows": totals.rows}, check),
+        manner=Manner(
+            lambda epoch, totals, metrics, n_walks, seconds: {"event": "epoch", "rows": totals.rows},
+            functools.partial(check_finite, objective),
+        ),
         n_rows=2 * ROWS * n_slices,
         tell=told.append,
         pilot=Pilot(STEPS, {name: {} for name in STEPS}, n_slices // 3, **pilot),

@@ -22,6 +22,7 @@ OnnxStep = tuple[str, list[str], str]
 """Operator, inputs, output."""
 OnnxPart = tuple[dict[str, Any], list[OnnxStep]]
 """Constants by name, and the nodes in order."""
+_OF_TABLES = " (a numeric matrix counts as one); pass a table with a column for each field, or choose another family"
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,10 @@ class Family:
             return self.orders[0] if self.orders else 0
         return int(wanted)
 
-    def check_fields(self, n_fields: int) -> None:
-        """SettingsError where the family cannot make use of so many fields."""
+    def check_fields(self, n_fields: int, remedy: str = _OF_TABLES) -> None:
+        """SettingsError where the family cannot make use of so many fields. remedy: where there is but one."""
         if self.knows_fields and n_fields < 2:
-            raise SettingsError(
-                f'family = "{self.name}" needs two fields or more, and there is one (a numeric matrix counts as one); '
-                "pass a table with a column for each field, or choose another family"
-            )
+            raise SettingsError(f'family = "{self.name}" needs two fields or more, and there is one{remedy}')
         if self.knows_fields and n_fields > self.most_fields:
             raise SettingsError(
                 f'family = "{self.name}" takes up to {self.most_fields} fields, since it has parameters for each pair '
