@@ -47,7 +47,7 @@ from dfm.model.rows import arrived
 from dfm.model.slices import Slicing
 from dfm.pages.page import REPORT
 from dfm.runs.display import watched
-from dfm.runs.log import PUBLISHED, RunLog
+from dfm.runs.log import PUBLISHED, AttemptsLeft, RunLog
 from dfm.settings.job import Job, load_job
 from dfm.settings.tables import ClusterSettings
 from dfm.storage import files, ownership
@@ -72,7 +72,7 @@ def train(
     on_event: OnEvent | None = None,
     progress: bool | None = None,
     run_id: str = "",
-    attempts_left: int = 0,
+    attempts_left: AttemptsLeft = 0,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
     regularizer: Callable[..., Any] | None = None,
 ) -> TrainResult:
@@ -86,7 +86,8 @@ def train(
     not be learnt is logged as warnings. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
     in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
-    again; while it would, the record of a run whose cluster is lost says "retrying" and not "failed". loss: a name, or
+    again, or a function that tells it once an error has ended the training; while it would, the record of a run whose
+    cluster is lost says "retrying" and not "failed". loss: a name, or
     a function loss(score, y) of numbers, whose slope dfm derives. regularizer: a function of one weight, in place of
     w² / 2; training.l2_linear and l2_factors scale it.
     """

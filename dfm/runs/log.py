@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,6 +45,8 @@ _KNOW_THE_END = ("plan", "settings", "solving")
 PUBLISHED = ("saved", "done")
 """Events of a model that is published."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
+AttemptsLeft = int | Callable[[], int]
+"""The times that a supervisor would start a driver again, or a function that tells them when the driver has failed."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +62,16 @@ class RunLog:
     the event "publishing" that is asked once more: nothing replaces the model of that run. Where both publish at the
     same moment the record is of the run whose model lies there, and the block of the other one ends with a
     SupersededError. The state is "starting" until the driver has a cluster to train on. The block's end decides it:
-    "finished" after an event "saved" or "done",
-    whatever came after it; else "interrupted" after Ctrl-C, "cancelled" after RunCancelled, "failed" after any other
-    error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
+    "finished" after an event "saved" or "done", whatever came after it; else "interrupted" after Ctrl-C, "cancelled"
+    after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left` and another
+    attempt may do better; one that only knows by then whether it has any gives a function.
 
     In a process that can be stopped (`dfm.runs.termination`) a request to cancel ends the wait for a cluster too, and
     SIGTERM puts "interrupted" (of a model that is published, "finished") into the record at once, whatever the driver
     can still publish.
     """
 
-    def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:
+    def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: AttemptsLeft = 0) -> None:
         self._job, self._directory, self._options = job, job.output.directory, job.data.storage_options
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._events: list[bytes] = []
@@ -301,13 +304,16 @@ class RunLog:
             state, told = _state_after(error), _told(error)
         elif not self._record.model:
             state, told = "failed", {"type": "", "message": "the driver ended without a model", "exit_code": 1}
-        if state == "failed" and told and self._attempts_left and told["exit_code"] in lifecycle.WORTH_ANOTHER_TRY:
+        if state == "failed" and told and told["exit_code"] in lifecycle.WORTH_ANOTHER_TRY and self._is_tried_again():
             state = "retrying"
         with self._lock:
             self._become(state, error=told, ended=now() if lifecycle.of(state).is_final else "")
             ending = {"event": "ended" if self._record.is_over else "retrying", "state": state, "error": told}
             self._events.append(_line({**ending, "time": now(), "run_id": self._record.run_id}))
             self._unwritten = True
+
+    def _is_tried_again(self) -> bool:
+        return (self._attempts_left() if callable(self._attempts_left) else self._attempts_left) > 0
 
 
 class _LogLines(logging.Handler):

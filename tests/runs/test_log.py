@@ -244,6 +244,20 @@ def test_an_error_ends_the_record_with_its_type_and_exit_code(
     assert read_events(job.output.directory)[-1]["error"] == record.error
 
 
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_driver_that_is_started_again_has_not_failed(job: Job, left: int, is_known: bool) -> None:
+    asked = []
+    known_by_then = lambda: asked.append(run_of(job).state) or left  # noqa: E731
+    with contextlib.suppress(ZeroDivisionError), RunLog(job, attempts_left=left if is_known else known_by_then):
+        raise ZeroDivisionError
+    assert run_of(job).state == ("retrying" if left else "failed")
+    assert asked == ([] if is_known else ["starting"])
+    with contextlib.suppress(DataError), RunLog(job, attempts_left=left if is_known else known_by_then):
+        raise DataError("day 3 is empty")  # and will be
+    assert run_of(job).state == "failed"
+
+
 def test_a_driver_that_ends_without_a_model_has_failed(job: Job) -> None:
     with RunLog(job) as log:
         log.on_event(EPOCH)
