@@ -87,9 +87,8 @@ def train(
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
     in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
     again, or a function that tells it once an error has ended the training; while it would, the record of a run whose
-    cluster is lost says "retrying" and not "failed". loss: a name, or
-    a function loss(score, y) of numbers, whose slope dfm derives. regularizer: a function of one weight, in place of
-    w² / 2; training.l2_linear and l2_factors scale it.
+    cluster is lost says "retrying" and not "failed". loss: a name, or a function loss(score, y) of numbers, whose slope
+    dfm derives. regularizer: a function of one weight, in place of w² / 2; training.l2_linear and l2_factors scale it.
     """
     resolved, own_loss, own_regularizer = _resolved(job, client, overrides, loss, regularizer)
     may_begin = functools.partial(_may_begin, resolved, own_loss, own_regularizer)
@@ -104,7 +103,7 @@ def train(
         try:
             order = order or may_begin()
             on_both = _both(log.on_event, told or _log_diagnosis)
-            result = training.train(order, client, on_both, log.record.run_id)
+            result = training.train(order, client, on_both, log.record.run_id, log.rival)
         except OutOfMemoryError as error:
             planned = plan_of(order or Order.of(resolved), find_inputs(resolved))
             needed = worker_memory(planned, resolved.cluster.threads_per_worker) / GIB
