@@ -279,7 +279,9 @@ def test_a_cluster_that_is_lost_is_told_in_a_sentence_and_what_was_trained_is_ke
     client: Client, error: Exception
 ) -> None:
     with (
-        pytest.raises(ClusterError, match=r"(?s)the cluster was lost while the job ran \(.*with memory to spare"),
+        pytest.raises(
+            ClusterError, match=r"(?s)the cluster was lost while the job ran \(.*with memory to spare.*restarts"
+        ),
         connect.client_of(ClusterSettings(), client),
     ):
         raise error
