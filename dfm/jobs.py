@@ -47,7 +47,7 @@ from dfm.model.rows import arrived
 from dfm.model.slices import Slicing
 from dfm.pages.page import REPORT
 from dfm.runs.display import watched
-from dfm.runs.log import PUBLISHED, RunLog
+from dfm.runs.log import PUBLISHED, AttemptsLeft, RunLog
 from dfm.settings.arguments import COUNT, check_bad_rows, checked, texts
 from dfm.settings.constraints import Number
 from dfm.settings.job import Job, load_job
@@ -74,7 +74,7 @@ def train(
     on_event: OnEvent | None = None,
     progress: bool | None = None,
     run_id: str = "",
-    attempts_left: int = 0,
+    attempts_left: AttemptsLeft = 0,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
     regularizer: Callable[..., Any] | None = None,
 ) -> TrainResult:
@@ -88,9 +88,9 @@ def train(
     not be learnt is logged as warnings. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
     in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
-    again; while it would, the record of a run whose cluster is lost says "retrying" and not "failed". loss: a name, or
-    a function loss(score, y) of numbers, whose slope dfm derives. regularizer: a function of one weight, in place of
-    w² / 2; training.l2_linear and l2_factors scale it.
+    again, or a function that tells it once an error has ended the training; while it would, the record of a run whose
+    cluster is lost says "retrying" and not "failed". loss: a name, or a function loss(score, y) of numbers, whose slope
+    dfm derives. regularizer: a function of one weight, in place of w² / 2; training.l2_linear and l2_factors scale it.
     """
     resolved, own_loss, own_regularizer = _resolved(job, client, overrides, loss, regularizer)
     may_begin = functools.partial(_may_begin, resolved, own_loss, own_regularizer)
@@ -105,7 +105,7 @@ def train(
         try:
             order = order or may_begin()
             on_both = _both(log.on_event, told or _log_diagnosis)
-            result = training.train(order, client, on_both, log.record.run_id)
+            result = training.train(order, client, on_both, log.record.run_id, log.rival)
         except OutOfMemoryError as error:
             planned = plan_of(order or Order.of(resolved), find_inputs(resolved))
             needed = worker_memory(planned, resolved.cluster.threads_per_worker) / GIB

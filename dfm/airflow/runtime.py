@@ -421,8 +421,13 @@ def _holds_reference(value: Any) -> bool:
     return hasattr(value, "resolve") and not isinstance(value, str)
 
 
+_FLAGS = {"True": True, "False": False}
+
+
 def numbers_again(tables: Tables) -> Tables:
-    """Rendered tables: a template gives text, and text that stands for a number or a flag is read as TOML."""
+    """Rendered tables: a template gives text, and text that stands for a number or a flag is read as TOML, or as Jinja
+    writes True and False.
+    """
     result: Tables = {}
     for name, table in tables.items():
         if not isinstance(table, Mapping) or name not in TABLES:
@@ -436,7 +441,8 @@ def _as_meant(table: str, key: str, value: Any) -> Any:
     own = TABLES[table].knobs().get(key)
     if not isinstance(value, str) or own is None or _accepts(own.constraint, value):
         return value
-    return read_override((table, key), value)
+    flag = _FLAGS.get(value)
+    return read_override((table, key), value) if flag is None or not _accepts(own.constraint, flag) else flag
 
 
 def _accepts(constraint: Any, value: Any) -> bool:

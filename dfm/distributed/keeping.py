@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
+from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
@@ -38,7 +39,10 @@ class Training:
     checkpointer: Checkpointer
 
 
-OF_THE_CLUSTER = (ClusterError, KilledWorker, NoWorkerError, NoValidWorkerError, CommClosedError, CancelledError)
+OF_THE_CLUSTER = (
+    *(ClusterError, KilledWorker, NoWorkerError, NoValidWorkerError),
+    *(CommClosedError, CancelledError, ClosedClientError),
+)
 """Signs that workers, or the scheduler, are in trouble; `cluster.client_of` puts it into words."""
 
 

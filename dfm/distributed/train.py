@@ -110,12 +110,15 @@ class TrainResult:
             )
 
 
-def train(order: Order, client: Client | None = None, on_event: OnEvent | None = None, run_id: str = "") -> TrainResult:
+def train(
+    order: Order, client: Client | None = None, on_event: OnEvent | None = None, run_id: str = "", rival: str = ""
+) -> TrainResult:
     """Train the model of an admitted job and publish it in output.directory/model.
 
     client: a Dask client to run on; without one the job's [cluster] is connected to, or started. on_event is called
     with a JSON-ready record as stages and epochs pass. run_id: the name that metrics and the manifest have for it.
-    Ctrl-C ends training after the best epoch so far is published.
+    rival: sentences about another run that is at work in output.directory, if one is. Ctrl-C ends training after the
+    best epoch so far is published.
     """
     job, tell = order.job, on_event or (lambda event: None)
     inputs = _inputs(job)
@@ -123,7 +126,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     warm = start_of(order, inputs)
     inputs = dataclasses.replace(inputs, schema=warm.read_on(inputs.schema)) if warm else inputs
     tell(plan_event(inputs))
-    checkpoints = _find_checkpoints(job, inputs, warm)
+    checkpoints = _find_checkpoints(job, inputs, warm, rival)
     result = None
     try:
         cluster = backends.cluster_of(order, inputs, warm.n_features if warm else 0)
@@ -170,7 +173,7 @@ def _folders(job: Job) -> dict[str, CheckpointFolder]:
     return {prefix: CheckpointFolder(url, writer, options, prefix) for prefix in (*own, *prefixes_in(url, options))}
 
 
-def _find_checkpoints(job: Job, inputs: Inputs, warm: Start | None) -> list[_Saved]:
+def _find_checkpoints(job: Job, inputs: Inputs, warm: Start | None, rival: str) -> list[_Saved]:
     """The checkpoints of each model of the job. SettingsError where some there are another job's."""
     folders = _folders(job)
     if not job.output.resume:
@@ -179,7 +182,7 @@ def _find_checkpoints(job: Job, inputs: Inputs, warm: Start | None) -> list[_Sav
     saved = {prefix: _Saved(folder, folder.found()) for prefix, folder in folders.items()}
     for each in saved.values():
         if each.found:
-            identity_of(job, inputs, warm).check(each.found[0].identity, each.folder.url)
+            identity_of(job, inputs, warm).check(each.found[0].identity, each.folder.url, rival)
     return [saved[prefix_of(number, job.model.n_models)] for number in range(job.model.n_models)]
 
 

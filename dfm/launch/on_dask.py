@@ -1,17 +1,21 @@
 """A job handed to a Dask cluster: its driver runs there, so that nobody has to wait for it.
 
 The driver is a task, on a worker, outside the worker's slots. Why there and not in a process beside the scheduler: when
-its worker dies, Dask starts it again on another one, and there it goes on from the last checkpoint; workers can reach
-the shards and the output by what they are for; and the scheduler's host, which every task depends on, stays free.
+its worker dies or is stopped, Dask starts it again on another one, and there it goes on from the last checkpoint;
+workers can reach the shards and the output by what they are for; and the scheduler's host, which every task depends
+on, stays free.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import functools
 import logging
 from typing import Any
 
-from distributed import Client, fire_and_forget, worker_client
+from distributed import Client, fire_and_forget, get_worker, rpc, worker_client
+from distributed.worker import WORKER_ANY_RUNNING
 
 from dfm import jobs
 from dfm.distributed.cluster import connect
@@ -27,6 +31,12 @@ from dfm.training.publish import check_output
 logger = logging.getLogger(__name__)
 _BOOK = "dfm-runs"
 """The key under which the scheduler's metadata keep the runs handed to it: run id to output directory."""
+_RETRIES = 20
+"""Times that Dask starts a driver again which an error of a worker that closes has ended."""
+_ANSWER_SECONDS = 5.0
+"""Seconds in which a scheduler that is up says whether it still has a driver."""
+_TO_BE_RUN = ("released", "waiting", "no-worker", "queued", "processing")
+"""States in which the scheduler has a task that it will start, or has started, somewhere."""
 
 
 def submit(job: Job, run_id: str = "") -> RunRecord:
@@ -47,7 +57,7 @@ def submit(job: Job, run_id: str = "") -> RunRecord:
         cache = connect.cache_directory(job.cluster, client)
         cluster = dataclasses.replace(job.cluster, scheduler="", factory="", cache=cache)
         own = dataclasses.replace(job, cluster=cluster)
-        fire_and_forget(client.submit(drive_run, own, run_id, key=f"drive_run-{run_id}", pure=False))
+        fire_and_forget(client.submit(drive_run, own, run_id, key=_key(run_id), pure=False, retries=_RETRIES))
     return record
 
 
@@ -76,20 +86,50 @@ def check_free(job: Job) -> None:
 
 
 def drive_run(job: Job, run_id: str) -> str:
-    """The driver, as a task; returns the state that the run ended in. Started again, it leaves a run that is over."""
+    """The driver, as a task; returns the state that the run ended in. Started again, it leaves a run that is over.
+
+    ClusterError where its worker closes meanwhile: for Dask a task that returns is done, and one that errs begins anew.
+    """
     record = runs.read_run(job.output.directory, job.data.storage_options)
     if record is not None and record.run_id != run_id:
         logger.warning("run %s is not driven: %s holds run %s now", run_id, job.output.directory, record.run_id)
         return "superseded"
     if record is None or not record.is_over:
         with worker_client(separate_thread=True) as client:
+            starts_left = functools.cache(functools.partial(_starts_left, client, _key(run_id)))
             try:
-                jobs.train(job, client, run_id=run_id)
+                jobs.train(job, client, run_id=run_id, attempts_left=starts_left)
             except DfmError as error:
                 logger.error("run %s: %s", run_id, error)  # the record tells the rest
+                if starts_left():
+                    raise
                 runs.refused(job, run_id, error)
         record = runs.read_run(job.output.directory, job.data.storage_options)
     return record.state if record is not None else "lost"
+
+
+def _key(run_id: str) -> str:
+    return f"drive_run-{run_id}"
+
+
+def _starts_left(client: Client, key: str) -> int:
+    """1 where this driver has ended because its worker closes, which closes its client, and the scheduler will start it
+    on another one; else 0. A cluster that is restarted forgets its tasks.
+    """
+    worker = get_worker()
+    if client.status == "running" and worker.status in WORKER_ANY_RUNNING:
+        return 0
+
+    async def ask() -> str | None:
+        secured = worker.security.get_connection_args("worker")
+        async with rpc(worker.scheduler.address, connection_args=secured) as scheduler:
+            states: dict[str, str | None] = await scheduler.get_task_status(keys=[key])
+            return states[key]
+
+    try:  # by a connection of its own: those of worker and client are closed
+        return int(asyncio.run(asyncio.wait_for(ask(), _ANSWER_SECONDS)) in _TO_BE_RUN)
+    except (OSError, TimeoutError):
+        return 0
 
 
 def submitted_to(client: Client) -> dict[str, str]:

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from dfm.runs.record import (
     new_run_id,
     now,
     read_run,
+    taken,
     write_run,
 )
 from dfm.settings.job import Job
@@ -44,6 +46,8 @@ _KNOW_THE_END = ("plan", "settings", "solving")
 PUBLISHED = ("saved", "done")
 """Events of a model that is published."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas", "best_epoch")
+AttemptsLeft = int | Callable[[], int]
+"""The times that a supervisor would start a driver again, or a function that tells them when the driver has failed."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,22 +63,22 @@ class RunLog:
     the event "publishing" that is asked once more: nothing replaces the model of that run. Where both publish at the
     same moment the record is of the run whose model lies there, and the block of the other one ends with a
     SupersededError. The state is "starting" until the driver has a cluster to train on. The block's end decides it:
-    "finished" after an event "saved" or "done",
-    whatever came after it; else "interrupted" after Ctrl-C, "cancelled" after RunCancelled, "failed" after any other
-    error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
+    "finished" after an event "saved" or "done", whatever came after it; else "interrupted" after Ctrl-C, "cancelled"
+    after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left` and another
+    attempt may do better; one that only knows by then whether it has any gives a function.
 
     In a process that can be stopped (`dfm.runs.termination`) a request to cancel ends the wait for a cluster too, and
     SIGTERM puts "interrupted" (of a model that is published, "finished") into the record at once, whatever the driver
     can still publish.
     """
 
-    def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:
+    def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: AttemptsLeft = 0) -> None:
         self._job, self._directory, self._options = job, job.output.directory, job.data.storage_options
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._events: list[bytes] = []
         self._unwritten = self._cancelled = self._complained = False
         self._is_there = False
-        self._superseded_by = self._published_by = ""
+        self._superseded_by = self._published_by = self._rival = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="dfm-heartbeat", daemon=True)
         self._handler = _LogLines(self._note)
@@ -88,6 +92,11 @@ class RunLog:
     def record(self) -> RunRecord:
         """The state of the run."""
         return self._record
+
+    @property
+    def rival(self) -> str:
+        """Sentences about another run that was alive in the output location when this one began; empty: none was."""
+        return self._rival
 
     def __enter__(self) -> Self:
         try:
@@ -128,7 +137,8 @@ class RunLog:
         """A request that was obeyed is not there for the next run; a driver that starts again has to find it."""
         if lifecycle.of(self._record.state).is_final and self._record.state != "failed" and not self._superseded_by:
             try:
-                forget_request(self._directory, self._options)
+                if self._is_cancelled():
+                    forget_request(self._directory, self._options)
             except Exception as trouble:  # nothing that would turn a finished run into a failed one
                 logger.warning("the request to cancel run %s stays: %s", self._record.run_id, trouble)
 
@@ -163,7 +173,9 @@ class RunLog:
         """Go on with the record of a driver that had the same run_id before."""
         before, events = make_room(self._job, self._record.run_id)
         self._events = [_line(event) for event in events]
-        if before is not None:
+        if before is not None and before.run_id != self._record.run_id:
+            self._rival = taken(self._directory, before) if before.is_alive else ""
+        elif before is not None:
             self._record = dataclasses.replace(
                 self._record, submitted=before.submitted, started=before.started or self._record.started
             )
@@ -239,8 +251,8 @@ class RunLog:
         """Whether another run has taken the place of this one: its record and its events are not to be replaced, nor
         is a request to cancel it to be taken away.
 
-        While that one trains, both go on: it may fail, and their checkpoints tell which of them ends. Where both have
-        published, it is the one whose model was replaced.
+        While that one trains, both go on: it may fail, which gives this one its place back, and their checkpoints tell
+        which of them ends. Where both have published, it is the one whose model was replaced.
         """
         if not self._is_there:
             return False
@@ -250,7 +262,7 @@ class RunLog:
             self._complain(error)
             return bool(self._superseded_by)
         if found is not None and found.run_id != self._record.run_id:
-            if found.model and self._publisher() == self._record.run_id:
+            if self._has_its_place_back(found):
                 self._superseded_by, self._published_by, self._unwritten = "", "", True
                 return False
             if not self._superseded_by:
@@ -260,6 +272,14 @@ class RunLog:
                 )
             self._superseded_by, self._published_by = found.run_id, found.run_id if found.model else ""
         return bool(self._superseded_by)
+
+    def _has_its_place_back(self, found: RunRecord) -> bool:
+        """Whether the record of the run that took the place of this one gives way: that run has ended without a model,
+        and this one is at work; or it has published, or ended, and the model that lies there is of this one.
+        """
+        if found.is_over and not found.model and not self._record.is_over:
+            return found.age > HEARTBEAT_SECONDS  # who waits for that run has seen how it ended
+        return (found.is_over or bool(found.model)) and self._publisher() == self._record.run_id
 
     def _publisher(self) -> str:
         """The run whose model lies where this one has published its own; empty before that, and where none can tell."""
@@ -301,13 +321,16 @@ class RunLog:
             state, told = _state_after(error), _told(error)
         elif not self._record.model:
             state, told = "failed", {"type": "", "message": "the driver ended without a model", "exit_code": 1}
-        if state == "failed" and told and self._attempts_left and told["exit_code"] in lifecycle.WORTH_ANOTHER_TRY:
+        if state == "failed" and told and told["exit_code"] in lifecycle.WORTH_ANOTHER_TRY and self._is_tried_again():
             state = "retrying"
         with self._lock:
             self._become(state, error=told, ended=now() if lifecycle.of(state).is_final else "")
             ending = {"event": "ended" if self._record.is_over else "retrying", "state": state, "error": told}
             self._events.append(_line({**ending, "time": now(), "run_id": self._record.run_id}))
             self._unwritten = True
+
+    def _is_tried_again(self) -> bool:
+        return (self._attempts_left() if callable(self._attempts_left) else self._attempts_left) > 0
 
 
 class _LogLines(logging.Handler):

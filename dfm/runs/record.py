@@ -193,8 +193,8 @@ def _forget(directory: str, options: files.Options, names: Sequence[str]) -> Non
 
 
 def make_room(job: Job, run_id: str) -> tuple[RunRecord | None, list[dict[str, Any]]]:
-    """Make the output location ready for the driver of a run: the record of a driver that had the same run_id before,
-    and the events that this one goes on from.
+    """Make the output location ready for the driver of a run: the record that lies there, of a driver that had the same
+    run_id before or of another run, and the events that this one goes on from.
 
     The traces of other runs are removed, but the events of one whose checkpoint this goes on from: the log of the
     training begins at its first epoch. SettingsError where files of others have their names.
@@ -203,12 +203,12 @@ def make_room(job: Job, run_id: str) -> tuple[RunRecord | None, list[dict[str, A
     check_record(directory, options)
     files.remove_abandoned(directory, _PROOFS)
     before = read_run(directory, options)
-    own = before if before is not None and before.run_id == run_id else None
-    goes_on = own is not None or _goes_on(job, before)
+    is_own = before is not None and before.run_id == run_id
+    goes_on = is_own or _goes_on(job, before)
     events = read_events(directory, options) if goes_on else []
-    if own is None:
+    if not is_own:
         _forget(directory, options, [CANCEL] if goes_on else [CANCEL, EVENTS])
-    return own, events
+    return before, events
 
 
 def forget_request(directory: str, options: files.Options = None) -> None:
@@ -238,12 +238,17 @@ def check_free(directory: str, options: Mapping[str, Any] | None, run_id: str = 
         return record
     is_given_up = record.state == "submitted" and is_cancelled(directory, record.run_id, options)
     if record.is_alive and not is_given_up:
-        raise SettingsError(
-            f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
-            f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
-            f"A driver that was killed counts as lost after {lifecycle.STALE_SECONDS:g} s"
-        )
+        raise SettingsError(taken(directory, record))
     return record
+
+
+def taken(directory: str, record: RunRecord) -> str:
+    """The sentences about an output location that a run which is alive has."""
+    return (
+        f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
+        f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
+        f"A driver that was killed counts as lost after {lifecycle.STALE_SECONDS:g} s"
+    )
 
 
 def settle(job: Job, run_id: str, state: str, writer: str, error: Mapping[str, Any] | None = None) -> bool:

@@ -118,7 +118,16 @@ _VARIABLE = Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variable")
 VARIABLES = Names(_VARIABLE)
 _KEY = Pattern(r"(secret|configmap):[-a-z0-9.]+:[-._a-zA-Z0-9]+", '"secret:NAME:KEY" or "configmap:NAME:KEY"')
 SOURCES = Names(_VARIABLE, _KEY)
-_OBJECT = Pattern(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "the name of an object")
+_PART = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+OBJECT = Pattern(
+    rf"(?!.{{254}}){_PART}(\.{_PART})*",
+    "the name of an object (at most 253 of a-z, 0-9, - and ., a letter or digit beside each . and at both ends)",
+)
+MAYBE_OBJECT = Pattern(f"({OBJECT.pattern})?", f"{OBJECT.words}, or empty")
+MAYBE_NAMESPACE = Pattern(
+    f"((?!.{{64}}){_PART})?",
+    "the name of a namespace (at most 63 of a-z, 0-9 and -, a letter or digit at both ends), or empty",
+)
 _FOLDER = Pattern(r"(/[^/\0:]+)+", "a path from the root, such as /data")
 TOLERATIONS = ListOf(
     Fields(
@@ -136,11 +145,11 @@ VOLUMES = ListOf(
     Fields(
         {
             "mount": _FOLDER,
-            "claim": _OBJECT,
+            "claim": OBJECT,
             "nfs": Pattern(r"[^:/\s]+:/\S*", '"server:/path"'),
             "host_path": _FOLDER,
-            "secret": _OBJECT,
-            "config_map": _OBJECT,
+            "secret": OBJECT,
+            "config_map": OBJECT,
             "empty": Size(),
             "sub_path": Text(may_be_empty=False),
             "read_only": Flag(),

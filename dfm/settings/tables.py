@@ -801,23 +801,25 @@ class KubernetesSettings(Table):
 
     table = "kubernetes"
 
-    namespace: str = knob("", Text(), "namespace; empty: that of the kubeconfig's context")
+    namespace: str = knob("", pods.MAYBE_NAMESPACE, "namespace; empty: that of the kubeconfig's context")
     image: str = knob("dfm:latest", Text(may_be_empty=False), "image of driver, scheduler and workers")
-    service_account: str = knob("dfm", Text(may_be_empty=False), "service account of the pods (workload identity)")
-    secret: str = knob("", Text(), "Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, …)")
-    pull_secret: str = knob("", Text(), "Secret for pulling the image")
+    service_account: str = knob("dfm", pods.OBJECT, "service account of the pods (workload identity)")
+    secret: str = knob("", pods.MAYBE_OBJECT, "Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, …)")
+    pull_secret: str = knob("", pods.MAYBE_OBJECT, "Secret for pulling the image")
     workers: int | str = knob("auto", AnyOf((Options(("auto",)), Number(1, integer=True))), "worker pods")
     worker_cpus: int = knob(1, Number(1, integer=True), "CPUs, and so tasks at a time, of a worker pod")
     worker_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of a worker pod")
     driver_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of the driver's pod")
     scheduler_memory: str = knob("1GiB", Size(), "memory of the scheduler's pod")
     scratch: str = knob("auto", AnyOf((Options(("auto",)), Size())), "disk of a worker pod for the partition cache")
-    scratch_claim: str = knob("", Text(), "storage class of fast local disks for the cache; empty: an emptyDir")
+    scratch_claim: str = knob(
+        "", pods.MAYBE_OBJECT, "storage class of fast local disks for the cache; empty: an emptyDir"
+    )
     gpus: int = knob(
         0, Number(0, 1, integer=True), "1: every worker pod has an NVIDIA GPU; for more GPUs, more workers"
     )
     spot: bool = knob(False, Flag(), "let workers run on nodes that may be taken away")
-    tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
+    tls_secret: str = knob("", pods.MAYBE_OBJECT, "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
     attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")
     deadline: int = knob(0, Number(0, integer=True), "the driver's pod is ended after so long; 0: never", "seconds")
     start_timeout: int = knob(
@@ -831,12 +833,12 @@ class KubernetesSettings(Table):
     worker_node_selector: Mapping[str, Any] = knob({}, pods.LABELS, "labels that a node must also have to take workers")
     affinity: Mapping[str, Any] = knob({}, pods.AFFINITY, "affinity of all pods, as in a manifest")
     tolerations: tuple[Mapping[str, Any], ...] = knob((), pods.TOLERATIONS, "taints of nodes that all pods bear")
-    priority_class: str = knob("", Text(), "priority class of all pods")
+    priority_class: str = knob("", pods.MAYBE_OBJECT, "priority class of all pods")
     labels: Mapping[str, Any] = knob({}, pods.LABELS, "labels of the job and its pods")
     annotations: Mapping[str, Any] = knob({}, pods.ANNOTATIONS, "annotations of the job and its pods")
     environment: Mapping[str, Any] = knob({}, pods.VARIABLES, "environment variables of all pods")
     environment_from: Mapping[str, Any] = knob({}, pods.SOURCES, "variables whose values a Secret or ConfigMap keeps")
-    config_map: str = knob("", Text(), "ConfigMap whose keys become environment variables")
+    config_map: str = knob("", pods.MAYBE_OBJECT, "ConfigMap whose keys become environment variables")
     volumes: tuple[Mapping[str, Any], ...] = knob(
         (), pods.VOLUMES, "volumes of all pods; file:// below a mount is then legal in data and output"
     )

@@ -54,13 +54,18 @@ class Identity:
     tables_read: Sequence[Mapping[str, str]] = field(default_factory=list)
     """Records of the tables' states that the shards are of (`dfm.data.snapshots.Snapshot`)."""
 
-    def check(self, found: Identity, where: str) -> None:
-        """SettingsError naming every key that differs from the checkpoint's."""
+    def check(self, found: Identity, where: str, rival: str = "") -> None:
+        """SettingsError naming every key that differs from the checkpoint's. rival: sentences about a run at work
+        there, whose checkpoint is not to be deleted.
+        """
         differences = [*_differing_keys(self.tables, found.tables), *_differing_shards(self.shards, found.shards)]
         if differences:
+            afresh = (
+                "Choose another output.directory, or start afresh with --no-resume (output.resume = false), which "
+                "deletes it"
+            )
             raise SettingsError(
-                f"the checkpoint at {where} belongs to another job: {'; '.join(differences)}. Choose another "
-                "output.directory, or start afresh with --no-resume (output.resume = false), which deletes it"
+                f"the checkpoint at {where} belongs to another job: {'; '.join(differences)}. {rival or afresh}"
             )
 
 

@@ -124,6 +124,22 @@ def test_templates_wait_for_the_run_and_everything_else_is_checked(tmp_path: Pat
     assert bag.dags["wrong"].task_dict["t"].job == job
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_a_flag_that_a_template_gives_is_one(value: bool):
+    from dfm.airflow import DfmTrainOperator
+    from dfm.airflow.runtime import rendered_tables_of
+
+    job = {
+        "training": {"early_stopping": "{{ params.stop }}", "n_epochs": "{{ params.epochs }}"},
+        "output": {"report": "{{ params.report | tojson }}", "directory": "{{ params.stop }}"},
+    }
+    task = DfmTrainOperator(task_id="t", job=job)
+    task.render_template_fields({"params": {"stop": value, "epochs": 3, "report": value}})
+    tables = rendered_tables_of(task.job)
+    assert tables["training"] == {"early_stopping": value, "n_epochs": 3}
+    assert tables["output"] == {"report": value, "directory": str(value)}
+
+
 KINDS = {
     "DfmTrainOperator": {"job": {}, "models": "m"},
     "DfmEvaluateOperator": {"model": "m", "data": "d"},

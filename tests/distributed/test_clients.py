@@ -20,6 +20,7 @@ pytest.importorskip("sklearn", minversion="1.6")
 
 import dask.array as da
 from distributed import Client, LocalCluster
+from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
 from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
@@ -266,14 +267,21 @@ def test_a_job_without_memory_is_told_what_would_help(client: Client, error: Exc
 
 @pytest.mark.parametrize(
     "error",
-    [NoWorkerError("read-1", 60.0), NoValidWorkerError("read-1", {"a"}, set(), {}, 60.0), CommClosedError("gone")],
+    [
+        NoWorkerError("read-1", 60.0),
+        NoValidWorkerError("read-1", {"a"}, set(), {}, 60.0),
+        CommClosedError("gone"),
+        ClosedClientError("Client is closed"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_a_cluster_that_is_lost_is_told_in_a_sentence_and_what_was_trained_is_kept(
     client: Client, error: Exception
 ) -> None:
     with (
-        pytest.raises(ClusterError, match=r"(?s)the cluster was lost while the job ran \(.*with memory to spare"),
+        pytest.raises(
+            ClusterError, match=r"(?s)the cluster was lost while the job ran \(.*with memory to spare.*restarts"
+        ),
         connect.client_of(ClusterSettings(), client),
     ):
         raise error

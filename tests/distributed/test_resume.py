@@ -18,6 +18,8 @@ from dfm.distributed import checkpointing, loops, start
 from dfm.distributed.cluster.watch import Watch
 from dfm.errors import DataError, DivergenceError, RunCancelled, SettingsError
 from dfm.kernels.tables import Layout
+from dfm.runs import record as runs
+from dfm.settings.job import Job
 from dfm.training import loop
 from dfm.training.checkpoint import CheckpointFolder, Identity
 from tests.support.small_jobs import job_tables, stop_after
@@ -232,6 +234,18 @@ def test_a_warm_start_that_was_replaced_since_the_checkpoint_is_refused(
     shutil.rmtree(latest)
     shutil.copytree(first, latest)
     assert resumed_rounds(tables, client) == [(2, 1)]
+
+
+def test_a_checkpoint_of_a_run_that_is_at_work_is_not_to_be_deleted(log: Path, client: Client, tmp_path: Path) -> None:
+    tables = job_tables(log, tmp_path)
+    cancelled(tables, client)
+    runs.submitted(Job.from_dict(tables), "night-1")
+    other = job_tables(log, tmp_path, model={"seed": 3})
+    with pytest.raises(SettingsError, match=r"model\.seed is 3 now.*holds run night-1.*dfm cancel") as refused:
+        jobs.train(other, client)
+    assert "--no-resume" not in str(refused.value)
+    with pytest.raises(SettingsError, match=r"model\.seed is 3 now.*--no-resume"):
+        jobs.train(other, client)
 
 
 def test_shards_that_changed_since_the_checkpoint_are_refused(log: Path, client: Client, tmp_path: Path) -> None:

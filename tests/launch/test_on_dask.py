@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from distributed import Client
 
@@ -18,12 +19,12 @@ from dfm.distributed.cluster import connect as clusters
 from dfm.errors import ClusterError, SettingsError
 from dfm.launch import on_dask
 from dfm.model.fm_model import FMModel
-from dfm.runs.outcome import outcome_of
-from dfm.runs.record import read_run, request_cancel
+from dfm.runs.outcome import Outcome, outcome_of
+from dfm.runs.record import RunRecord, read_events, read_run, request_cancel
 from dfm.settings.job import Job
 from dfm.settings.tables import ClusterSettings
 from tests.support.real_cluster import RealCluster, make_certificates, real_cluster, wait_until
-from tests.support.small_jobs import job_tables
+from tests.support.small_jobs import job_tables, run_of
 
 LONG = {"n_epochs": 900, "averages_per_epoch": 2}
 
@@ -120,21 +121,76 @@ def test_a_submitted_job_is_cancelled_from_another_machine(log: Path, secure: Re
     assert dfm("status", output, "--wait", check=False).returncode == 7
 
 
+def drive_for_long(log: Path, folder: Path, cluster: RealCluster) -> RunRecord:
+    """Submit a job of many epochs; its record once it has trained some."""
+    table = {"scheduler": cluster.address, "worker_timeout": 120}
+    training = {"n_epochs": 60, "averages_per_epoch": 2}
+    job = Job.from_dict(job_tables(log, folder, cluster=table, training=training))
+    on_dask.submit(job)
+    record: RunRecord = wait_until(lambda: (found := run_of(job)).progress.get("epoch", 0) > 3 and found, cluster)
+    return record
+
+
+def kill_worker(driver: RunRecord, cluster: RealCluster) -> None:
+    os.kill(driver.pid, signal.SIGKILL)
+
+
+def stop_worker(driver: RunRecord, cluster: RealCluster) -> None:
+    """End the command `dask worker` as an init system or Kubernetes does."""
+    above = {process.pid for process in psutil.Process(driver.pid).parents()}
+    (command,) = [process for process in cluster.processes.values() if process.pid in above]
+    command.terminate()
+
+
+def retire_worker(driver: RunRecord, cluster: RealCluster) -> None:
+    """End its worker as a cluster does that grows smaller."""
+    with Client(cluster.address, set_as_default=False) as client:
+        (address,) = [worker for worker, pid in client.run(os.getpid).items() if pid == driver.pid]
+        client.retire_workers([address], close_workers=True)
+
+
 @pytest.mark.patient
-def test_a_driver_whose_worker_is_killed_goes_on_elsewhere(log: Path, tmp_path: Path, expected: str) -> None:
+@pytest.mark.parametrize("end", [kill_worker, stop_worker, retire_worker])
+def test_a_driver_whose_worker_ends_goes_on_elsewhere(
+    log: Path, tmp_path: Path, end: Callable[[RunRecord, RealCluster], None]
+) -> None:
     with real_cluster(tmp_path / "cluster", 2) as cluster:
-        cluster_table = {"scheduler": cluster.address, "min_workers": 2, "worker_timeout": 120}
-        job = Job.from_dict(job_tables(log, tmp_path, cluster=cluster_table, training={"n_epochs": 60}))
-        on_dask.submit(job)
-        output = job.output.directory
-        first = wait_until(
-            lambda: (found := read_run(output)) and found.progress.get("epoch", 0) > 3 and found, cluster
-        )
-        os.kill(first.pid, signal.SIGKILL)
-        second = wait_until(lambda: (found := read_run(output)) and found.pid != first.pid and found, cluster)
-        assert second.run_id == first.run_id
+        first = drive_for_long(log, tmp_path, cluster)
+        output = str(tmp_path / "out")
+        end(first, cluster)
+        states = []
+
+        def second() -> RunRecord | None:
+            found = read_run(output)
+            assert found
+            states.append(found.state)
+            return found if found.pid != first.pid and found.progress.get("epoch", 0) > 3 else None
+
+        assert wait_until(second, cluster).run_id == first.run_id
+        assert not {"failed", "finished"} & {*states}
+        assert [event["epoch"] for event in read_events(output) if event["event"] == "resumed"]
         request_cancel(output)
         wait_until(lambda: (found := read_run(output)) and found.state == "cancelled", cluster)
+
+
+@pytest.mark.patient
+def test_a_cluster_that_is_restarted_has_forgotten_its_drivers(log: Path, tmp_path: Path) -> None:
+    with real_cluster(tmp_path / "cluster", 2) as cluster:
+        drive_for_long(log, tmp_path, cluster)
+        with Client(cluster.address, set_as_default=False) as client:
+            client.restart()
+        output = str(tmp_path / "out")
+        states = []
+
+        def over() -> Outcome | None:
+            found = outcome_of(output)
+            states.append(found.state)
+            return found if found.is_over else None
+
+        found = wait_until(over, cluster)
+        assert found.exit_code == 4
+        assert "nobody restarts the cluster" in found.reason or found.state == "lost"  # before it could write that
+        assert "retrying" not in states
 
 
 def test_submitting_needs_a_cluster_that_stays(log: Path, tmp_path: Path) -> None:

@@ -367,11 +367,29 @@ def test_the_job_file_of_the_pods_says_the_same_as_the_users() -> None:
         ({"environment": {"two words": "x"}}, "the name of a variable"),
         ({"environment_from": {"X": "vault:a:b"}}, '"secret:NAME:KEY"'),
         ({"start_timeout": -1}, "0 or more"),
+        *(
+            ({knob: name}, f'kubernetes.{knob} = "{name[:60]}')
+            for knob in (
+                *("secret", "pull_secret", "tls_secret", "config_map"),
+                *("service_account", "priority_class", "scratch_claim", "namespace"),
+            )
+            for name in ("Foo_bar", "A B", "-a", "a-", "a..b", 254 * "a")
+        ),
+        *(({"namespace": name}, "at most 63 of a-z, 0-9 and -") for name in ("a.b", 64 * "a")),
+        ({"volumes": [{"mount": "/d", "claim": "a..b"}]}, "claim must be the name of an object"),
     ],
 )
 def test_what_no_pod_can_be_given_is_refused_at_the_door(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(told)):
         job_of(settings)
+
+
+@pytest.mark.parametrize("name", ["a", "aws-keys", "0-9", 63 * "a"])
+def test_names_that_kubernetes_takes_are_taken(name: str) -> None:
+    knobs = ("secret", "tls_secret", "service_account", "priority_class")
+    longer = f"{name}.{189 * 'b'}"
+    assert job_of({**dict.fromkeys(knobs, longer), "namespace": name}).kubernetes.secret == longer
+    assert job_of(dict.fromkeys(("secret", "namespace"), "")).kubernetes.namespace == ""
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,44 @@ def test_of_two_runs_that_publish_at_the_same_moment_the_record_is_of_the_one_wh
     assert {event["run_id"] for event in read_events(job.output.directory)} == {stays}
 
 
+def fail_in_its_place(job: Job) -> RunLog:
+    """Begin another run in the output of one that is at work, which ends without a model."""
+    with contextlib.suppress(DataError), RunLog(job, "night-2") as second:
+        raise DataError("its checkpoint is of another job")
+    return second
+
+
+def test_a_run_whose_place_another_took_has_its_record_back_once_that_one_has_failed(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunLog(job, "night-1") as first:
+        first.on_event(EPOCH)
+        wait_until(lambda: run_of(job).state == "running")
+        assert "holds run night-1, which is running" in fail_in_its_place(job).rival
+        monkeypatch.setattr(logs, "HEARTBEAT_SECONDS", 0.02)
+        first.on_event(EPOCH)
+        wait_until(lambda: run_of(job).run_id == "night-1")
+        assert run_of(job).state == "running"
+        first.on_event(DONE)
+    assert (run_of(job).run_id, run_of(job).state) == ("night-1", "finished")
+    assert {event["run_id"] for event in read_events(job.output.directory)} == {"night-1"}
+    with RunLog(job, "night-3") as third:
+        assert third.rival == ""
+
+
+def test_a_run_that_has_published_has_its_record_back_from_one_that_failed_later(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunLog(job, "night-1") as first:
+        publish(first)
+        first._stopping.set()  # nothing is written but by its end
+        first._wake.set()
+        first._thread.join()
+        fail_in_its_place(job)
+    record = run_of(job)
+    assert (record.run_id, record.state, record.model) == ("night-1", "finished", f"{job.output.directory}/model")
+
+
 def test_ctrl_c_before_the_first_record_is_in_the_record(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.suppress(ZeroDivisionError), RunLog(job) as before:
         raise ZeroDivisionError
@@ -242,6 +280,20 @@ def test_an_error_ends_the_record_with_its_type_and_exit_code(
     message = "".join(getattr(error, "__notes__", ())) or str(error)
     assert record.error == {"type": type(error).__name__, "message": message, "exit_code": code}
     assert read_events(job.output.directory)[-1]["error"] == record.error
+
+
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_driver_that_is_started_again_has_not_failed(job: Job, left: int, is_known: bool) -> None:
+    asked = []
+    known_by_then = lambda: asked.append(run_of(job).state) or left  # noqa: E731
+    with contextlib.suppress(ZeroDivisionError), RunLog(job, attempts_left=left if is_known else known_by_then):
+        raise ZeroDivisionError
+    assert run_of(job).state == ("retrying" if left else "failed")
+    assert asked == ([] if is_known else ["starting"])
+    with contextlib.suppress(DataError), RunLog(job, attempts_left=left if is_known else known_by_then):
+        raise DataError("day 3 is empty")  # and will be
+    assert run_of(job).state == "failed"
 
 
 def test_a_driver_that_ends_without_a_model_has_failed(job: Job) -> None:

@@ -142,14 +142,19 @@ def test_a_run_whose_driver_has_not_begun_is_over_when_it_is_cancelled(tmp_path:
 def test_a_driver_that_is_refused_before_it_has_the_record_tells_why(
     launcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(job: Job, *_: Any, run_id: str) -> None:
+    def train(job: Job, *_: Any, run_id: str, **__: Any) -> None:
         raise ClusterError("client is closed")
 
     monkeypatch.setattr(jobs, "train", train)
     job = Job.from_dict({"data": {"train": "x"}, "output": {"directory": f"{tmp_path}/out"}})
     runs.submitted(job, "run-1")
     if launcher is on_dask:
+        starts_left = [0, 1]
         monkeypatch.setattr(on_dask, "worker_client", lambda **_: contextlib.nullcontext())
+        monkeypatch.setattr(on_dask, "_starts_left", lambda *_: starts_left.pop())
+        with pytest.raises(ClusterError, match="client is closed"):  # for Dask, which starts it again
+            on_dask.drive_run(job, "run-1")
+        assert run_of(job).state == "submitted"
         assert on_dask.drive_run(job, "run-1") == "failed"
     else:
         order = tmp_path / "order.json"

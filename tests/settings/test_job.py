@@ -25,7 +25,7 @@ from dfm.settings.constraints import (
     parse_bytes,
 )
 from dfm.settings.job import Job, describe, load_job
-from dfm.settings.pods import Names, Structure
+from dfm.settings.pods import Names, Pattern, Structure
 from dfm.settings.tables import TABLES, DataSettings, TrainingSettings
 
 ALL_KNOBS = [
@@ -87,6 +87,8 @@ def illegal_values(constraint: Constraint) -> list[object]:
         return [3, {"a": 1}, None, *of_items, *lone, *short]
     if isinstance(constraint, TableOf):
         return ["a", ["a"], 3, True, None, {"a": None}]
+    if isinstance(constraint, Pattern):
+        return ["two words", "a_b", 3, True, None, ["a"]]
     if isinstance(constraint, Names):
         return ["a", ["a"], 3, {"two words": "x"}, {"a": None}]
     if isinstance(constraint, Structure):

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
@@ -175,10 +176,11 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
     except KilledWorker as error:
         kind = OutOfMemoryError if out_of_memory else ClusterError
         raise kind(_why_killed(error, settings, out_of_memory)) from error
-    except (NoWorkerError, NoValidWorkerError, CommClosedError, CancelledError) as error:
+    except (NoWorkerError, NoValidWorkerError, CommClosedError, CancelledError, ClosedClientError) as error:
         raise ClusterError(
             f"the cluster was lost while the job ran ({type(error).__name__}: {error}); see that scheduler and workers "
-            f"are up, with memory to spare, and run the same command again: {_kept_by(error)}"
+            "are up, with memory to spare, that nobody restarts the cluster (Client.restart) or closes its client, and "
+            f"run the same command again: {_kept_by(error)}"
         ) from error
     except DfmError:
         raise
