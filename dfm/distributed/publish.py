@@ -117,7 +117,7 @@ def _accumulators(run: Run, prepared: Prepared, trained: Trained) -> Future:
 
 
 def growth_told(blocks: Sequence[rounds.Block], *more: Any) -> dict[str, Any]:
-    """What a manifest says of the growth that `rounds.growth_of` finds: nothing where there is none."""
+    """The entry of a manifest about the growth that `rounds.growth_of` finds; no entry where there is none."""
     growth = rounds.growth_of(blocks, *more)
     return {"accumulators": growth.to_dict()} if growth else {}
 
