@@ -147,7 +147,7 @@ def _check_scoring(client: Any, settings: Any, on_bad_rows: str) -> None:
     check_bad_rows(on_bad_rows)
     if not isinstance(settings, ClusterSettings | None):
         raise SettingsError(
-            f"settings = {settings!r} is not legal: expected the ClusterSettings of a job (dfm.load_job(…).cluster)"
+            f"settings is a {type(settings).__name__}: expected the ClusterSettings of a job (dfm.load_job(…).cluster)"
         )
 
 
@@ -301,7 +301,7 @@ def evaluate(
     """
     _check_scoring(client, settings, on_bad_rows)
     top = checked("top", top, 50, COUNT)
-    min_rows = checked("min_rows", min_rows, 1000, Number(0))
+    min_rows = checked("min_rows", min_rows, 1000, Number(0, integer=True))
     slicing = Slicing.of(by, group)
     loaded, place = _model(model, storage_options)
     check_threshold(loaded, threshold)

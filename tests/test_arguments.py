@@ -53,13 +53,13 @@ def test_a_rule_for_bad_rows_that_there_is_not_leaves_none_out(model: FMModel, r
         ({"top": -1}, "top = -1 is not legal: expected an integer, 1 or more"),
         ({"top": 0}, "top = 0 is not legal"),
         ({"top": 2.5}, "top = 2.5 is not legal"),
-        ({"min_rows": -5}, "min_rows = -5 is not legal: expected a number, 0 or more"),
+        ({"min_rows": -5}, "min_rows = -5 is not legal: expected an integer, 0 or more"),
         ({"group": 5}, "group = 5 is not legal: expected a string"),
         ({"by": ""}, "by = '' names a column twice, or none"),
         ({"by": 5}, "by = 5 holds no name of a column"),
         ({"by": ["site", 5]}, "by = ['site', 5] holds no name of a column"),
         ({"threshold": "0.5"}, "threshold = '0.5' is not legal: expected a probability between 0 and 1"),
-        ({"settings": "local"}, "settings = 'local' is not legal: expected the ClusterSettings of a job"),
+        ({"settings": {"token": "s3cr3t"}}, "settings is a dict: expected the ClusterSettings of a job"),
     ],
 )
 def test_an_evaluation_is_asked_in_words_that_it_knows(model: FMModel, wrong: dict[str, Any], told: str) -> None:

@@ -65,8 +65,8 @@ def absolute(url: str) -> str:
 
 
 def check_named(url: str | os.PathLike[str], what: str) -> None:
-    """SettingsError where a place to write to (named `what` in the message) is an empty text: what was to lie in it
-    would lie in the root of the disk.
+    """SettingsError where a place (named `what` in the message) is an empty text: it would be the root of the disk, or
+    the current folder.
     """
     if not os.fspath(url).strip():
         raise SettingsError(

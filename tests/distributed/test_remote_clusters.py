@@ -315,7 +315,7 @@ def test_an_adaptive_cluster_without_workers_is_woken(factory: str) -> None:
     [
         ("no_such_module:f", "cannot be imported"),
         ("os:no_such_function", "cannot be imported"),
-        ("broken_module:f", r"cannot be imported \(its own fault\)"),
+        ("lacking_module:f", r"cannot be imported \(No module named 'nowhere'\)"),
         ("os:sep", "is a str, and no function; write module:function"),
         ("contextlib:nullcontext", "gave a nullcontext; it must give a Dask cluster or a client"),
         ("os:getcwd", r"gave a str; it must give a Dask cluster or a client \(the address of a scheduler is"),
@@ -326,21 +326,49 @@ def test_an_adaptive_cluster_without_workers_is_woken(factory: str) -> None:
 def test_a_factory_that_gives_no_cluster_is_named(
     name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "broken_module.py").write_text("raise RuntimeError('its own fault')")
+    (tmp_path / "lacking_module.py").write_text("import nowhere")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SettingsError, match=told):
         connect.connect(ClusterSettings(factory=name)).__enter__()
 
 
-def test_a_factory_that_does_not_take_its_options_or_fails_is_told_by_its_name(factory: str) -> None:
+def test_a_factory_that_does_not_take_its_options_is_told_by_its_name(factory: str) -> None:
     settings = ClusterSettings(factory=factory, factory_options={"n_machines": 2})
     with pytest.raises(SettingsError, match=r"with cluster\.factory_options \(n_machines\): .*unexpected keyword"):
         connect.connect(settings).__enter__()
-    failing = ClusterSettings(factory="os:listdir", factory_options={"path": "/no/such/folder"})
-    with pytest.raises(
-        ClusterError, match=r"'os:listdir' gave no cluster: FileNotFoundError: .*the same command again"
-    ):
-        connect.connect(failing).__enter__()
+
+
+FAILING = """
+def in_its_body(): return len(None)
+class Cluster:
+    def __enter__(self): raise RuntimeError("no machines")
+    def __exit__(self, *_): pass
+    def get_client(self): raise OSError("no way there")
+class WithoutClient(Cluster):
+    def __enter__(self): return self
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "failing_module:in_its_body",
+            "gave no cluster: TypeError: .*; see to what it needs, and run the same command",
+        ),
+        ("failing_module:Cluster", "gave no cluster: RuntimeError: no machines"),
+        ("failing_module:WithoutClient", "gave no cluster: OSError: no way there"),
+        ("broken_module:f", "failed while its module was imported: AttributeError: its own fault"),
+    ],
+)
+def test_a_factory_that_fails_is_trouble_of_the_cluster_and_worth_another_try(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_module.py").write_text(FAILING)
+    (tmp_path / "broken_module.py").write_text("raise AttributeError('its own fault')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ClusterError, match=told):
+        connect.connect(ClusterSettings(factory=name)).__enter__()
 
 
 def test_a_cluster_that_grows_and_shrinks_in_mid_run_changes_nothing(log: Path, client: Client, tmp_path: Path) -> None:

@@ -15,9 +15,18 @@ table = pa.table({"number": [1.5, None], "text": ["a", None]})
 assert pa.scalar(2.5).as_py() == 2.5
 assert "pandas" not in sys.modules
 frame = table.to_pandas()
-assert frame["number"].isna().tolist() == [False, True]
 assert pa.array(frame["number"]).null_count == 1, "Arrow knows a Series again"
+assert frame["number"].isna().tolist() == [False, True]
 assert pa.Table.from_pandas(frame).to_pylist() == table.to_pylist()
+"""
+SERIES = """
+from dfm.distributed.cluster.spared import know_pandas, spare_pandas
+{first}
+spare_pandas()
+import pandas, pyarrow as pa
+if not {first!r}:
+    know_pandas()
+assert pa.array(pandas.Series([1.5, float("nan")])).null_count == 1
 """
 LINEAR_ALGEBRA = """
 import sys
@@ -40,6 +49,11 @@ def run(text: str) -> None:
 
 def test_arrow_makes_arrays_without_pandas_and_frames_for_who_wants_them() -> None:
     run(FRAMES)
+
+
+@pytest.mark.parametrize("first", ["", "import pandas"], ids=["asked for", "there already"])
+def test_who_gives_arrow_a_series_can_have_it_known(first: str) -> None:
+    run(SERIES.format(first=first))
 
 
 @pytest.mark.parametrize("first", ["", "import numpy.f2py"], ids=["spared", "there already"])

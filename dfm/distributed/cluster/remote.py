@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import ssl
+import sys
 import time
 import uuid
 import warnings
@@ -22,6 +23,7 @@ from distributed import Client, Future
 from distributed.security import Security
 from distributed.versions import VersionMismatchWarning
 
+from dfm.distributed.cluster.spared import know_pandas
 from dfm.errors import ClusterError, DfmError, SettingsError
 from dfm.settings.tables import ClusterSettings
 from dfm.storage.retry import first_line
@@ -274,14 +276,15 @@ def _security(settings: ClusterSettings) -> Security | None:
 
 
 def _of_factory(settings: ClusterSettings, stack: contextlib.ExitStack) -> Client:
-    made = _made(settings)
-    if not (isinstance(made, Client) or hasattr(made, "get_client")):
+    named, made = f"cluster.factory = {settings.factory!r}", _made(settings)
+    if not (isinstance(made, Client) or (hasattr(made, "get_client") and hasattr(type(made), "__enter__"))):
         raise SettingsError(
-            f"cluster.factory = {settings.factory!r} gave a {type(made).__name__}; it must give a Dask cluster or a "
-            "client (the address of a scheduler is cluster.scheduler)"
+            f"{named} gave a {type(made).__name__}; it must give a Dask cluster or a client (the address of a "
+            "scheduler is cluster.scheduler)"
         )
-    stack.enter_context(made)
-    return made if isinstance(made, Client) else stack.enter_context(_as_context(made.get_client()))
+    with _telling_failures(f"{named} gave no cluster"):
+        stack.enter_context(made)
+        return made if isinstance(made, Client) else stack.enter_context(_as_context(made.get_client()))
 
 
 def _made(settings: ClusterSettings) -> Any:
@@ -290,19 +293,28 @@ def _made(settings: ClusterSettings) -> Any:
     factory = _function(settings.factory)
     if not callable(factory):
         raise SettingsError(f"{named} is a {type(factory).__name__}, and no function; write module:function")
+    with _telling_failures(f"{named} gave no cluster"):
+        try:
+            return factory(**options)
+        except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # a fault within the factory, and not of the call
+            raise SettingsError(
+                f"{named} cannot be called with cluster.factory_options ({', '.join(options) or 'none'}): "
+                f"{first_line(error)}; give the options that it takes"
+            ) from error
+
+
+@contextlib.contextmanager
+def _telling_failures(what: str) -> Iterator[None]:
+    """A ClusterError of what fails in the block, where users' own code runs."""
     try:
-        return factory(**options)
+        yield
     except DfmError:
         raise
-    except TypeError as error:
-        raise SettingsError(
-            f"{named} cannot be called with cluster.factory_options ({', '.join(options) or 'none'}): "
-            f"{first_line(error)}; give the options that it takes"
-        ) from error
     except Exception as error:
         raise ClusterError(
-            f"{named} gave no cluster: {type(error).__name__}: {first_line(error)}; see to what it needs, and run the "
-            "same command again"
+            f"{what}: {type(error).__name__}: {first_line(error)}; see to what it needs, and run the same command again"
         ) from error
 
 
@@ -311,17 +323,19 @@ def _as_context(client: Client) -> contextlib.AbstractContextManager[Any]:
 
 
 def _function(name: str) -> Any:
-    module, _, path = name.partition(":")
+    named, (module, _, path) = f"cluster.factory = {name!r}", name.partition(":")
+    remedy = "write module:function, and see that the module is installed where dfm runs"
+    with _telling_failures(f"{named} failed while its module was imported"):
+        try:
+            found: Any = importlib.import_module(module)
+        except ImportError as error:
+            raise SettingsError(f"{named} cannot be imported ({error}); {remedy}") from error
+    if "pandas" in sys.modules:
+        know_pandas()
     try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # of whatever kind: the module's own code runs here
-        raise SettingsError(
-            f"cluster.factory = {name!r} cannot be imported ({error}); write module:function, and see that the module "
-            "is installed where dfm runs"
-        ) from error
-    return found
+        return functools.reduce(getattr, path.split("."), found)
+    except AttributeError as error:
+        raise SettingsError(f"{named} cannot be imported ({error}); {remedy}") from error
 
 
 def wait_for_workers(client: Client, n_workers: int, timeout: float) -> None:

@@ -24,17 +24,26 @@ class _NoPandas:
 
 def spare_pandas() -> None:
     """Let Arrow make its first array where pandas is not to be had, which it imports then, once, to know a Series when
-    it sees one; nobody here gives it any. Whoever wants a frame of a table gets it all the same, and Arrow knows Series
-    from then on.
+    it sees one. Nobody here gives it any: it would take one for a plain sequence until somebody wants a frame of a
+    table, who gets it all the same.
     """
     import pyarrow as pa
 
+    if "pandas" in sys.modules:
+        return
     finder: Any = _NoPandas()
     sys.meta_path.insert(0, finder)
     try:
         pa.array([0])
     finally:
         sys.meta_path[:] = [each for each in sys.meta_path if each is not finder]
+
+
+def know_pandas() -> None:
+    """Let Arrow know Series again, for code of others that may give it some."""
+    import pyarrow as pa
+
+    pa.nulls(0).to_pandas()
 
 
 def spare_f2py() -> None:
