@@ -254,7 +254,9 @@ _REASON = Field("reason", "text", "why it stands so; empty where all is well")
 _NAME = Field("name", "text", "the DaskJob")
 _MODEL = Field("model", "text", "folder or URL of the model")
 _DRIFT = Field(
-    "drift", "list", "of each column: shares of missing, rare, unseen values; psi, and at least, against training"
+    "drift",
+    "list",
+    "of each column: shares of missing, rare, unseen values; psi and least_psi (what it is at least) against training",
 )
 _ALIAS = Field("alias", "text", "folder or URL that names the champion")
 _SHA256 = Field("parameters_sha256", "text", "digest of the parameters; empty where there are none yet")

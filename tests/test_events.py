@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dfm
@@ -15,12 +17,14 @@ from dfm import events, jobs
 from dfm.data import synthetic
 from dfm.distributed import monitoring
 from dfm.events import METRICS, RECORDS, STAMPS, faults_of, line_of, markdown_table, sent
+from dfm.model.drift import N_BINS, Sights
 from dfm.model.group_auc import GroupedTally, rows_by_group
 from dfm.model.metrics import ClassificationTally, MarginTally, RegressionTally
 from dfm.model.objective import LossTally
 from dfm.runs.record import read_events
 from tests.support.site import made
 from tests.support.small_jobs import in_process_client, job_tables
+from tests.support.small_models import make_model
 
 SOURCES = sorted(Path(dfm.__file__).parent.rglob("*.py"))
 ROUND = {"event": "round", "epoch": 1, "round": 2, "rounds": 8, "rows_per_second": 1e6}
@@ -134,6 +138,16 @@ def test_a_training_that_worsens_tells_what_the_records_say(tmp_path: Path) -> N
     assert all(event["event_version"] == 1 for event in (*kept, *on_topic))
     assert [event["event"] for event in kept][-2:] == ["done", "ended"]
     assert "epoch" in {message["event"] for message in on_topic}
+
+
+def test_the_reference_names_what_is_told_of_drift() -> None:
+    model = make_model()
+    (record, *_) = model.watcher.records(Sights(np.zeros((len(model.schema.fields), N_BINS), np.int64)), model.schema)
+    told = {key for key in record if not key.startswith("training_")} - {"column", "values"}
+    meanings = [field.meaning for each in RECORDS for field in each.fields if field.name == "drift"]
+    assert len(meanings) == 2
+    for meaning in meanings:
+        assert told <= {*re.findall(r"\w+", meaning)}
 
 
 def test_the_page_of_the_site_is_the_records() -> None:

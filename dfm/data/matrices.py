@@ -73,7 +73,10 @@ class Scaling:
         """
         deviation = beyond_rounding(np.sqrt(moments.squares / (moments.weight or 1.0)), moments.mean)
         mean = np.where(moments.is_flag, 0.0, moments.mean)
-        return cls(mean, np.where((deviation > 0) & ~moments.is_flag, deviation, 1.0))
+        scale = np.where((deviation > 0) & ~moments.is_flag, deviation, 1.0)
+        # A scale of 1 belongs to columns that stay as they are; this one gives numbers of float32 the same bits.
+        is_standard = (moments.mean == 0) & (deviation == 1)
+        return cls(mean, np.where(is_standard, np.nextafter(1.0, 2.0), scale))
 
     def apply(self, matrix: NDArray[Any]) -> NDArray[np.float64]:
         """The columns as the model sees them, float64[n_rows, n_columns]."""

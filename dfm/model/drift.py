@@ -2,9 +2,9 @@
 
 A value is missing, rare (too rare in training to have parameters of its own), never seen, one of the most frequent
 values of its column, or another known one. Numbers that are standardized share one feature: they are told apart by
-quantiles of the training rows, and by whether they lie far beyond the others. Of numbers as they are nobody knows any;
-they are missing or not. Entries are counted, of training rows and of those that are scored, in the same way: counts
-add up over partitions, and what shares an index of the hash table shares it on both sides.
+mean and quantiles of the training rows, and by whether they lie far beyond the others. Of numbers as they are nobody
+knows any; they are missing or not. Entries are counted, of training rows and of those that are scored, in the same way:
+counts add up over partitions, and what shares an index of the hash table shares it on both sides.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ _bins: weakref.WeakKeyDictionary[RowLookup, NDArray[np.uint8]] = weakref.WeakKey
 @dataclass(frozen=True, eq=False)
 class Watcher:
     """Sorts the entries of rows into bins. row_bins: uint8[n_features] by row of the table; missing: int64[n_fields],
-    the index of a missing value, -1 where a field has none; edges: by field whose numbers are told apart, float32
-    [n_edges], rising, those between spans of numbers as features carry them, N_EDGES at most.
+    the index of a missing value, -1 where a field has none; edges: float32[n_fields, N_EDGES], rising, those between
+    spans of a field's numbers as features carry them, then infinite ones: all are where numbers are not told apart.
     """
 
     row_bins: NDArray[np.uint8]
     missing: Counts
-    edges: Mapping[int, NDArray[np.float32]]
+    edges: NDArray[np.float32]
     training: Counts | None
     lookup: RowLookup
     seen: NDArray[np.uint8] | None
@@ -107,43 +107,29 @@ class Watcher:
             ],
             np.int64,
         )
-        edges = {
-            entry.index: _edges(entry, statistics.get(entry.name, NOTHING_KNOWN)).astype(np.float32)
-            for entry in schema.fields
-            if _carries_numbers(entry) and TRANSFORMS[entry.transform].statistics == MOMENTS
-        }
+        edges = np.full((len(schema.fields), N_EDGES), np.inf, np.float32)
+        for entry in schema.fields:
+            if _carries_numbers(entry) and TRANSFORMS[entry.transform].statistics == MOMENTS:
+                found = _edges(entry, statistics.get(entry.name, NOTHING_KNOWN))
+                edges[entry.index, : len(found)] = found
         bins = _bins.get(lookup)
         if bins is None:
             bins = _bins[lookup] = _row_bins(vocabulary, missing)
-        return cls(bins, missing, edges, vocabulary.sights, lookup, vocabulary.seen)
+        return cls(bins, missing, read_only(edges), vocabulary.sights, lookup, vocabulary.seen)
 
     def sights(self, rows: HashedRows | CodedRows) -> Sights:
         """The entries of some rows."""
-        rows = rows.hashed() if self.edges else rows
-        amounts = np.zeros(0, np.int64)
+        values, amounts = np.zeros(0, np.float32), np.zeros(0, np.int64)
         if isinstance(rows, HashedRows):
-            indices, fields = rows.indices, rows.fields
+            indices, fields, values = rows.indices, rows.fields, rows.values
         else:
             indices, fields, amounts = rows.counted()
         table_rows = self.lookup.rows(indices, fields)
         counts = np.zeros((len(self.missing), N_BINS), np.int64)
         seen = read_only(np.zeros(0, np.uint8) if self.seen is None else self.seen)
-        entries = read_only(indices), read_only(fields), read_only(amounts)
-        _count(entries, table_rows, self.row_bins, self.missing, seen, counts)
-        if isinstance(rows, HashedRows):
-            self._tell_apart(rows, table_rows, counts)
+        entries = read_only(indices), read_only(fields), read_only(values), read_only(amounts)
+        _count(entries, table_rows, (self.row_bins, self.missing, seen, self.edges), counts)
         return Sights(counts)
-
-    def _tell_apart(self, rows: HashedRows, table_rows: NDArray[np.unsignedinteger], counts: Counts) -> None:
-        """Count by span, in place, the numbers that were counted as known values of fields with edges."""
-        for number, edges in self.edges.items():
-            own = np.flatnonzero(rows.fields == number) if rows.fields.size else slice(number, None, len(self.missing))
-            at, is_present = table_rows[own], rows.indices[own] != self.missing[number]
-            is_known = is_present & (at != ABSENT)
-            is_known[is_known] = self.row_bins[at[is_known]] != RARE_BIN
-            values = rows.values[own][is_known] if rows.values.size else np.ones(is_known.sum(), np.float32)
-            spans = FIRST_SPAN + np.searchsorted(edges, values, side="right")
-            counts[number, OTHER_BIN:] = np.bincount(spans, minlength=N_BINS)[OTHER_BIN:]
 
     def records(self, sights: Sights, schema: ResolvedSchema) -> list[dict[str, Any]]:
         """A record of each column, the one that drifted most first. JSON-ready.
@@ -162,7 +148,7 @@ class Watcher:
         then = np.zeros(N_BINS, np.int64) if self.training is None else self.training[entry.index]
         trained, is_known = then / max(int(then.sum()), 1), bool(then.any())
         both, is_compared = (_known(shares), _known(trained)), bool(total and is_known)
-        are_apart = not _carries_numbers(entry) or (entry.index in self.edges and not then[FIRST_TOP])
+        are_apart = not _carries_numbers(entry) or self._were_apart(entry.index, then)
         return {
             "column": entry.name,
             "values": total,
@@ -174,6 +160,14 @@ class Watcher:
             "psi": stability_index(*both) if is_compared and are_apart else None,
             "least_psi": stability_index(*map(_at_least, both)) if is_compared else None,
         }
+
+    def _were_apart(self, number: int, then: Counts) -> bool:
+        """Whether training counted a field's numbers by span. Models of earlier versions have them in one bin: any, for
+        another field may own their index. Those of a column of one value are in that of its mean.
+        """
+        n_spans, is_constant = np.count_nonzero(then[OTHER_BIN:]), np.isinf(self.edges[number, 2])
+        is_split = n_spans != 1 or (is_constant and then[FIRST_SPAN + 1] > 0)
+        return bool(self.edges[number, 0] < np.inf and is_split)
 
 
 def index_of(record: Mapping[str, Any]) -> float | None:
@@ -187,15 +181,18 @@ def _carries_numbers(entry: Field) -> bool:
 
 
 def _edges(entry: Field, known: NumberStatistics) -> NDArray[np.float64]:
-    """Edges between spans of numbers as a feature carries them, float64[n_edges], rising: of quantiles, as many as
-    there is room for, and of what lies far from all; of a column of one value, of what is not that value.
+    """Edges between spans of numbers as a feature carries them, float64[n_edges], rising: the mean, without which two
+    values could share a span, quantiles, as many as there is room for, and those beyond which lies what is far from
+    all; of a column of one value, the two around it.
     """
+    if not known.stdev:
+        around = 1e-6 * max(abs(known.mean), 1.0)
+        return np.array([-around, around])
     bounds = known.bounds
-    if len(bounds) > N_EDGES - 2:
-        picks = np.arange(1, N_EDGES - 1) * (len(bounds) + 1) / (N_EDGES - 1)
+    if len(bounds) > N_EDGES - 3:
+        picks = np.arange(1, N_EDGES - 2) * (len(bounds) + 1) / (N_EDGES - 2)
         bounds = bounds[np.rint(picks).astype(np.int64) - 1]
-    far = _FAR if known.stdev else 1e-6 * max(abs(known.mean), 1.0)
-    return np.unique(np.append(TRANSFORMS[entry.transform].values(bounds, known), [-far, far]))
+    return np.unique(np.append(TRANSFORMS[entry.transform].values(bounds, known), [-_FAR, 0.0, _FAR]))
 
 
 def _known(shares: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -211,12 +208,14 @@ def _at_least(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @compiled
-def _count(entries, rows, row_bins, missing, seen, counts):  # type: ignore[no-untyped-def]
-    """Adds every entry to `counts` int64[n_fields, N_BINS], in place. entries: indices, fields, and how often each
-    comes; fields: empty where they come in order; amounts: empty where all come once; rows: of the table; seen: bits by
-    index, empty where nobody remembers.
+def _count(entries, rows, known, counts):  # type: ignore[no-untyped-def]
+    """Adds every entry to `counts` int64[n_fields, N_BINS], in place. entries: indices, fields, values, and how often
+    each comes; fields: empty where they come in order; values: empty where all are 1; amounts: empty where all come
+    once; rows: of the table; known: of a watcher row_bins, missing, seen (bits by index, empty where nobody remembers)
+    and edges.
     """
-    indices, fields, amounts = entries
+    indices, fields, values, amounts = entries
+    row_bins, missing, seen, edges = known
     n_fields = missing.size
     for i in range(indices.size):
         field = fields[i] if fields.size else i % n_fields
@@ -227,6 +226,11 @@ def _count(entries, rows, row_bins, missing, seen, counts):  # type: ignore[no-u
         bin_number = row_bins[rows[i]] if rows[i] != ABSENT else RARE_BIN
         if bin_number == RARE_BIN and seen.size and not (seen[index >> 3] >> (7 - (index & 7))) & 1:
             bin_number = UNSEEN_BIN
+        if bin_number >= OTHER_BIN and edges[field, 0] < np.inf:
+            value = values[i] if values.size else np.float32(1.0)
+            bin_number = FIRST_SPAN
+            for e in range(edges.shape[1]):  # without a branch: the compiler makes it one of vectors
+                bin_number += edges[field, e] <= value
         counts[field, bin_number] += amount
 
 

@@ -123,8 +123,8 @@ def _solving(model: FMModel) -> dict[str, Any]:
 
 def _fields(model: FMModel) -> list[dict[str, Any]]:
     """Per field: features, and over its training occurrences the spread of w · x and the mean norm of V; of draws the
-    root of the mean square of their norms, and the spread of their mean w. Fields of numbers as they are, of which the
-    model knows no spread, are the last, by their mean |w|.
+    root of the mean square of their norms, and the spread of their mean w. Entries of lists count as x = 1, whatever
+    their weights. Fields of numbers as they are, of which the model knows no spread, are the last, by their mean |w|.
     """
     vocabulary, linear = model.vocabulary, model.table.linear_weights.astype(np.float64)
     norms = np.zeros(len(linear))
@@ -158,7 +158,8 @@ def _spread(shares: Floats, w: Floats, means: Floats, variances: Floats) -> floa
 
 def _moments(model: FMModel, field: Field, ids: NDArray[np.uint32]) -> tuple[Floats, Floats] | None:
     """Mean and variance of the numbers x that features of a field come with in training, float64[n_features] each: 1
-    and 0 of categories. None where the model knows nothing of them: of numbers as they are.
+    and 0 of categories, and of entries of lists, whose weights the model does not know. None where it knows nothing of
+    them: of numbers as they are.
     """
     is_scaled, variance = np.zeros(len(ids), np.bool_), 1.0
     if field.kind == "vector":

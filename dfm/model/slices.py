@@ -154,7 +154,8 @@ def _grouped(rows: ScoredRows, column: str) -> tuple[pa.Table, ...]:
 
 def worst_first(sums: SliceSums, number: int, min_rows: int, top: int, is_regression: bool) -> list[dict[str, Any]]:
     """Records of the worst slices of one kind, among those with so many rows: by normalized entropy, or by rmse. Where
-    all labels are the same, that is not defined: it stands where one row more, of the other label, would put it.
+    all labels are the same, that is not defined: it stands by its log loss over the entropy that one row more, of the
+    other label, would give it.
     """
     rows = sums.tables[number].to_pylist()
     records = [_record(row, is_regression) for row in rows if row[_SUMS[0]] >= max(min_rows, 1)]
@@ -168,8 +169,9 @@ def worst_first(sums: SliceSums, number: int, min_rows: int, top: int, is_regres
 
 
 def _entropy_to_sort_by(record: Mapping[str, Any]) -> float | None:
-    """The normalized entropy of a slice, or what it would be with one row more, of the other label: much where many
-    clicks were expected and none came, little where hardly one was. None without any weight.
+    """The normalized entropy of a slice; where that is not defined, its log loss over the entropy that one row more, of
+    the other label, would give it: much where many clicks were expected and none came, little where hardly one was.
+    None without any weight.
     """
     known: float | None = record["normalized_entropy"]
     if known is None and record["log_loss"] is not None:

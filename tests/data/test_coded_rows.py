@@ -286,7 +286,7 @@ def test_what_drift_compares_is_counted_as_of_rows_side_by_side(tmp_path):
     few = hash_units(reading, [Unit(units[0].shard, 0, 100)], 1, (3, 1)).counts
     vocabulary = build_vocabulary(few, [entry.name for entry in reading.schema.fields], 12, 2, 3)
     vocabulary = dataclasses.replace(vocabulary, seen=seen_bits(few, 12))
-    watcher = Watcher.of(vocabulary, reading.schema, RowLookup(vocabulary))
+    watcher = Watcher.of(vocabulary, reading.schema, reading.statistics, RowLookup(vocabulary))
     ours, theirs = watcher.sights(coded.rows).counts, watcher.sights(plain.rows).counts
     np.testing.assert_array_equal(ours, theirs)
     assert ours.sum() == coded.rows.n_rows * 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from dfm.data.coded_rows import without_codes
 from dfm.data.vocabulary import FeatureCounts
 from dfm.distributed import publish
 from dfm.errors import ModelError
-from dfm.model.drift import FIRST_SPAN, FIRST_TOP, MOST_SEEN_BITS, seen_bits, stability_index
+from dfm.model.drift import FIRST_SPAN, FIRST_TOP, MOST_SEEN_BITS, OTHER_BIN, seen_bits, stability_index
 from dfm.model.fm_model import FMModel
 from dfm.workflow.data_check import Limits, drifted
 from tests import reference
@@ -142,18 +143,19 @@ def test_a_model_remembers_what_it_has_seen_as_far_as_that_is_small(model: tuple
         FMModel.load(str(tmp_path / "model"))
 
 
-NUMBERS = ("height", "price", "flag", "version")
+NUMBERS = ("height", "price", "flag", "rare flag", "version")
 
 
 def numbers(seed: int, times: float = 1.0, missing: float = 0.1, n_rows: int = N_ROWS) -> pa.Table:
-    """Numbers of a normal distribution, of one with a long tail, zeros and ones, and a column of one value; the same
-    once more, as numbers that are taken as they are.
+    """Numbers of a normal distribution, of one with a long tail, zeros and ones, of which 3 of 100, and a column of one
+    value; the first once more, as numbers that are taken as they are.
     """
     rng = np.random.default_rng(seed)
     columns = {
         "height": rng.normal(170, 10, n_rows),
         "price": rng.lognormal(0, 2, n_rows),
         "flag": rng.integers(0, 2, n_rows).astype(np.float64),
+        "rare flag": (rng.random(n_rows) < 0.03).astype(np.float64),
         "version": np.full(n_rows, 0.3),
     }
     gaps = {name: pa.array(times * each, mask=rng.random(n_rows) < missing) for name, each in columns.items()}
@@ -171,18 +173,23 @@ def of_numbers(client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def index_of_numbers(now: pa.ChunkedArray, then: pa.ChunkedArray, known: Any) -> float:
-    """The index over spans of numbers: between 16 quantiles or fewer, and farther than six deviations from the mean."""
+    """The index over spans of numbers: between 15 quantiles or fewer and the mean, and farther than six deviations from
+    it.
+    """
     bounds = np.array(known.boundaries)
-    bounds = bounds if len(bounds) <= 16 else bounds[[round(n * 32 / 17) - 1 for n in range(1, 17)]]
+    bounds = bounds if len(bounds) <= 15 else bounds[[2 * n - 1 for n in range(1, 16)]]
     far = 6 * known.stdev or 1e-6
-    edges = np.unique([*bounds, known.mean - far, known.mean + far])
-    shares = [
-        np.bincount(
-            [0 if x is None else 1 + np.searchsorted(edges, x, side="right") for x in column.to_pylist()], minlength=20
-        )
-        / len(column)
-        for column in (now, then)
-    ]
+    inner = [*bounds, known.mean] if known.stdev else []
+
+    def carried(x: Any) -> Any:
+        """As features carry them, rounded."""
+        return ((np.asarray(x) - known.mean) / (known.stdev or 1.0)).astype(np.float32)
+
+    edges = np.unique(carried([*inner, known.mean - far, known.mean + far]))
+    shares = []
+    for column in (now, then):
+        spans = 1 + np.searchsorted(edges, carried(column.drop_null()), side="right")
+        shares.append(np.bincount([*spans, *[0] * column.null_count], minlength=20) / len(column))
     return stability_index(shares[0], shares[1])
 
 
@@ -198,8 +205,17 @@ def test_numbers_that_are_standardized_drift_by_what_they_are(of_numbers: str, c
     for name in NUMBERS:
         assert same[name]["psi"] == 0
         assert other[name]["psi"] < 0.05
-        assert dearer[name]["psi"] > 1
+        assert dearer[name]["psi"] > (0.25 if name == "rare flag" else 1), "of 3 of 100 rows no more can be told"
         assert dearer[name]["least_psi"] < 0.01
+
+
+def test_two_values_are_told_apart_whatever_their_shares(of_numbers: str, client: Client) -> None:
+    """Even where one is so rare that no quantile lies between them."""
+    now, flags = numbers(2), np.random.default_rng(3).random(N_ROWS) < 0.3
+    known, at = FMModel.load(of_numbers).statistics["rare flag"], now.column_names.index("rare flag")
+    assert all(bound <= 0 for bound in known.boundaries)
+    more = now.set_column(at, "rare flag", pa.array(flags.astype(np.float64), mask=np.arange(N_ROWS) % 10 == 0))
+    assert found(of_numbers, more, client)["rare flag"]["psi"] > 0.5
 
 
 def test_of_numbers_as_they_are_missing_ones_alone_are_known(of_numbers: str, client: Client) -> None:
@@ -226,14 +242,27 @@ def test_a_model_that_did_not_tell_numbers_apart_says_of_them_what_it_knows(of_n
     model = FMModel.load(of_numbers)
     sights = model.vocabulary.sights
     assert sights is not None
-    before = sights.copy()
-    before[:, FIRST_TOP] += before[:, FIRST_SPAN:].sum(axis=1)
-    before[:, FIRST_SPAN:] = 0
-    earlier = dataclasses.replace(model, vocabulary=dataclasses.replace(model.vocabulary, sights=before))
-    for now, least in ((numbers(2, 1000), 0.0), (numbers(2, missing=0.9), 3.5)):
-        for record in jobs.evaluate(earlier, now)["drift"]:
-            assert record["psi"] is None
-            assert record["least_psi"] == pytest.approx(least, abs=0.2)
+    for own in (FIRST_TOP, FIRST_TOP + 1, OTHER_BIN):  # all but the first where another column has the same index
+        before = sights.copy()
+        before[:, OTHER_BIN:] = 0
+        before[:, own] = sights[:, OTHER_BIN:].sum(axis=1)
+        earlier = dataclasses.replace(model, vocabulary=dataclasses.replace(model.vocabulary, sights=before))
+        for now, least in ((numbers(2, 1000), 0.0), (numbers(2, missing=0.9), 3.5)):
+            for record in jobs.evaluate(earlier, now)["drift"]:
+                assert record["psi"] is None
+                assert record["least_psi"] == pytest.approx(least, abs=0.2)
+
+
+def test_telling_numbers_apart_copies_no_rows(of_numbers: str) -> None:
+    """The same walk that counts entries does it, and needs the row of each alone, of 4 bytes."""
+    model = FMModel.load(of_numbers)
+    entries = model.encode(numbers(2).combine_chunks().to_batches()[0]).rows
+    model.watcher.sights(entries)
+    tracemalloc.start()
+    model.watcher.sights(entries)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4.5 * len(entries.indices)
 
 
 def test_numbers_are_told_apart_whether_or_not_rows_have_codes(of_numbers: str) -> None:

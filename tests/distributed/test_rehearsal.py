@@ -94,7 +94,7 @@ with install_recorder("numba:compile") as recorder:
     assert not hasattr(chunks[0].rows, "tables"), "few rows lie side by side"
     counts = merge_counts([chunk.counts for chunk in chunks], 16)
     vocabulary = build_vocabulary(counts, ["C", "I"], 16, 1, 1)
-    Watcher.of(vocabulary, SCHEMA, RowLookup(vocabulary)).sights(crowded.rows)
+    Watcher.of(vocabulary, SCHEMA, reading.statistics, RowLookup(vocabulary)).sights(crowded.rows)
     slices = load_slices(reading, tasks, 2, (0,), vocabulary, "key", RowLookup(vocabulary))
     if solver == "sgd":
         block = rounds.initial_block(vocabulary, work.layout, (0, vocabulary.n_features), InitialValues(0))

@@ -62,12 +62,19 @@ def test_numbers_of_one_value_add_nothing_and_those_of_unknown_spread_are_the_la
 def test_columns_of_a_matrix_have_a_spread_where_they_were_standardized() -> None:
     rng = np.random.default_rng(0)
     flags = rng.integers(0, 2, 300)
-    matrix = np.column_stack([rng.normal(3.0, 2.0, 300), flags])
-    fitted = FMRegressor(n_factors=2, n_epochs=2).fit(matrix, matrix @ [1.0, 2.0])
-    number, flag = fitted.model_.table.linear_weights.astype(float)
-    terms = np.concatenate(
-        [number * (matrix[:, 0] - matrix[:, 0].mean()) / matrix[:, 0].std(), np.full(flags.sum(), flag)]
-    )
+    signs, ones = rng.permutation(np.repeat([-1.0, 1.0], 150)), np.ones(300)
+    matrix = np.column_stack([rng.normal(3.0, 2.0, 300), flags, signs, ones])
+    fitted = FMRegressor(n_factors=2, n_epochs=2).fit(matrix, matrix @ [1.0, 2.0, 3.0, 4.0])
+    number, flag, sign, one = fitted.model_.table.linear_weights.astype(float)
+    scaled = (matrix[:, 0] - matrix[:, 0].mean()) / matrix[:, 0].std()
+    terms = np.concatenate([number * scaled, np.full(flags.sum(), flag), sign * signs, one * ones])
     assert described(fitted.model_)["vector"]["spread_of_wx"] == pytest.approx(terms.std(), rel=1e-3)
     sparse = dataclasses.replace(fitted.model_, statistics={})
     assert described(sparse)["vector"]["spread_of_wx"] is None
+
+
+def test_entries_of_lists_count_as_one_each() -> None:
+    model = make_model({"categorical": ("site",), "lists": ("tags",)}, min_count=1)
+    own = model.vocabulary.fields == 1
+    terms = np.repeat(model.table.linear_weights[own].astype(float), model.vocabulary.counts[own])
+    assert described(model)["tags"]["spread_of_wx"] == pytest.approx(terms.std(), rel=1e-3)

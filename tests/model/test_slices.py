@@ -70,7 +70,7 @@ SITES = [
 ]
 
 
-def test_slices_of_one_class_stand_where_one_row_of_the_other_class_would_put_them() -> None:
+def test_slices_of_one_class_stand_by_the_entropy_that_one_row_of_the_other_class_would_give_them() -> None:
     found = functools.reduce(SliceSums.__add__, SITES)
     records = worst_first(found, 0, 1, 50, is_regression=False)
     names = [record["slice"]["site"] for record in records]
