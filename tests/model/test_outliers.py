@@ -53,6 +53,18 @@ def test_an_outlier_is_a_bad_row_of_an_evaluation_with_its_place_and_what_bounds
     assert jobs.evaluate(clipped, rows)["account"]["rejected"] == 0
 
 
+def test_an_outlier_is_a_bad_row_of_importance_too() -> None:
+    model, rows = counts_by_age(400, r7=FAR)
+    with pytest.raises(DataError, match=r"row 7: column 'age': .*\(evaluate, importance, publish: --on-bad-rows"):
+        jobs.importance(model, rows)
+    found = jobs.importance(model, rows, on_bad_rows="skip", repeats=2)
+    (reason,) = found["account"]["reasons"]
+    assert (found["account"]["good"], found["account"]["rejected"], found["rows"]) == (399, 1, 399)
+    assert reason.startswith("age: so far from what the model learnt from")
+    assert found["loss"] == jobs.importance(model, rows.filter(np.arange(400) != 7), repeats=2)["loss"]
+    assert all(math.isfinite(record["permuted"]) for record in found["columns"])
+
+
 def test_where_many_rows_have_no_prediction_the_model_is_at_fault() -> None:
     model, rows = counts_by_age(400, **{f"r{number}": FAR for number in range(40)})
     with pytest.raises(DivergenceError, match=r"40 of 400 scores .*far beyond the others.*quantile or log2-bucket"):
