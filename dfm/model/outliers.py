@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import Encoded
 from dfm.data.hashed_rows import HashedRows, take_rows
-from dfm.data.row_checks import NOT_PREDICTED, Problem
+from dfm.data.row_checks import NOT_PREDICTED, Problem, value_text
 from dfm.data.schema import ResolvedSchema
 from dfm.model.fm_model import FMModel
 
@@ -50,6 +49,5 @@ def _column_of(rows: HashedRows, row: int, schema: ResolvedSchema) -> str:
 
 
 def _value_of(data: pa.RecordBatch, name: str, row: int) -> str:
-    """The value of a column in a row, as text; "" of a field that is made of others."""
-    value: Any = data.column(name)[row].as_py() if name in data.schema.names else ""
-    return str(value)
+    """The value of a column in a row, as messages show it; "" of a field that is made of others."""
+    return value_text(data.column(name)[row]) if name in data.schema.names else ""

@@ -53,6 +53,14 @@ def test_an_outlier_is_a_bad_row_of_an_evaluation_with_its_place_and_what_bounds
     assert jobs.evaluate(clipped, rows)["account"]["rejected"] == 0
 
 
+def test_a_long_text_that_an_outlier_is_read_from_is_told_in_short() -> None:
+    model, rows = counts_by_age(400, r7=FAR)
+    long = f"{FAR:f}".rjust(10_000, "0")
+    texts = [long if age == FAR else str(age) for age in rows["age"].to_pylist()]
+    with pytest.raises(DataError, match=r"row 7: column 'age': so far .*\('0{79}\)\. Repair"):
+        jobs.evaluate(model, rows.set_column(2, "age", pa.array(texts)))
+
+
 def test_an_outlier_is_a_bad_row_of_importance_too() -> None:
     model, rows = counts_by_age(400, r7=FAR)
     with pytest.raises(DataError, match=r"row 7: column 'age': .*\(evaluate, importance, publish: --on-bad-rows"):
