@@ -258,8 +258,8 @@ TABLE: dict[str, BadInput] = {
 }  # fmt: skip
 ELSEWHERE = (
     (
-        "a number so far from those of training that a prediction is no finite number, of at most one row in a hundred of "
-        "a batch: `evaluate`, `importance` and `publish`",
+        "a number so far from those of training that a prediction is no finite number, of at most one row in a hundred "
+        "of a batch: `evaluate`, `importance` and `publish`",
         "its place, column and value; with `--on-bad-rows skip` the row is left out",
         3,
     ),
