@@ -15,10 +15,11 @@ import pytest
 
 from dfm import jobs
 from dfm.data.schema import resolve
-from dfm.errors import DataError, DivergenceError
+from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import Objective
 from dfm.settings.tables import Schema
+from dfm.workflow.gate import Gate, judge
 from tests.support.small_jobs import in_process_client
 from tests.support.small_models import model_of_schema
 
@@ -71,6 +72,18 @@ def test_an_outlier_is_a_bad_row_of_importance_too() -> None:
     assert reason.startswith("age: so far from what the model learnt from")
     assert found["loss"] == jobs.importance(model, rows.filter(np.arange(400) != 7), repeats=2)["loss"]
     assert all(math.isfinite(record["permuted"]) for record in found["columns"])
+
+
+def test_of_two_models_the_gate_tells_which_has_no_prediction_for_rows_of_the_same_window() -> None:
+    champion, rows = counts_by_age(400, r7=FAR)
+    candidate = dataclasses.replace(champion, clip=(0.0, 9.0))
+    clipped, plain = (jobs.evaluate(model, rows, on_bad_rows="skip") for model in (candidate, champion))
+    told = r"different rows \(rows is {} and {}\); rows without .*: {} of the candidate, {} of the champion\. Correct"
+    with pytest.raises(SettingsError, match=told.format(400, 399, 0, 1)):
+        judge(clipped, plain, Gate())
+    with pytest.raises(SettingsError, match=told.format(399, 400, 1, 0)):
+        judge(plain, clipped, Gate())
+    assert judge(plain, plain, Gate(min_rows=1)).champion["rows"] == 399
 
 
 def test_where_many_rows_have_no_prediction_the_model_is_at_fault() -> None:
