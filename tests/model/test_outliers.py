@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,11 @@ def test_of_two_models_the_gate_tells_which_has_no_prediction_for_rows_of_the_sa
     assert judge(plain, plain, Gate(min_rows=1)).champion["rows"] == 399
 
 
-def test_where_many_rows_have_no_prediction_the_model_is_at_fault() -> None:
+@pytest.mark.parametrize("found", [jobs.evaluate, jobs.importance])
+def test_where_many_rows_have_no_prediction_the_model_is_at_fault(found: Callable[..., Any]) -> None:
     model, rows = counts_by_age(400, **{f"r{number}": FAR for number in range(40)})
     with pytest.raises(DivergenceError, match=r"40 of 400 scores .*far beyond the others.*quantile or log2-bucket"):
-        jobs.evaluate(model, rows, on_bad_rows="skip")
+        found(model, rows, on_bad_rows="skip")
 
 
 def test_a_prediction_that_is_no_number_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
