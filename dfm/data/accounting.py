@@ -21,6 +21,9 @@ _LEAVE_OUT = (
     'Repair the row, or set data.on_bad_rows = "skip" (evaluate, importance, predict, publish: --on-bad-rows skip) '
     "to leave such rows out"
 )
+_LEAVE_UNPREDICTED = (
+    'Repair the row, or leave such rows out (evaluate, importance, publish: --on-bad-rows skip; on_bad_rows = "skip")'
+)
 _NAN_IS_MISSING = '. Of a job, schema.nan = "missing" takes NaN for a value that is missing'
 NO_ROW_GROUP = -1
 """The row group of rows that lie in no file."""
@@ -195,10 +198,11 @@ def bad_row_message(rejection: Rejection) -> str:
 
 
 def _remedy(rejection: Rejection, usual: str) -> str:
-    """The way out: of a label its own, of others the usual one, and for NaN another."""
+    """The way out: of labels, and of rows without a prediction, their own; of others the usual, and for NaN another."""
+    if rejection.reason == NOT_PREDICTED:
+        return _LEAVE_UNPREDICTED + BOUNDED
     is_nan = rejection.reason == NOT_FINITE and rejection.value == "nan"
-    more = _NAN_IS_MISSING if is_nan else BOUNDED if rejection.reason == NOT_PREDICTED else ""
-    return advice(rejection.reason, rejection.value) or usual + more
+    return advice(rejection.reason, rejection.value) or usual + _NAN_IS_MISSING * is_nan
 
 
 def rejections_of(batch: Batch, problems: Iterable[Problem]) -> tuple[Rejection, ...]:

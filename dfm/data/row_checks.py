@@ -12,9 +12,11 @@ from dfm.data.arrow_types import shown
 from dfm.data.columns import LARGEST, Flags, Floats
 
 NOT_FINITE = "not finite"
-NOT_PREDICTED = "so far from what the model learnt from that its prediction is no finite number"
-BOUNDED = ". Of a job, the transforms quantile and log2-bucket bound such numbers, and model.clip bounds predictions"
 """Reason that a row is bad: NaN or infinity stands for a feature."""
+NOT_PREDICTED = "so far from what the model learnt from that its prediction is no finite number"
+"""Reason that a row is bad for a finished model: nothing can be said of what it predicts."""
+BOUNDED = ". Of a job, the transforms quantile and log2-bucket bound such numbers, and model.clip bounds predictions"
+"""The way that a next model has a prediction for such a row."""
 NO_MOMENT = "not a moment"
 """Reason that a row is bad: a column is made of text that is none."""
 
@@ -28,6 +30,11 @@ class Problem:
     count: int
     first_row: int
     value: str
+
+
+def value_text(value: pa.Scalar) -> str:
+    """A value as messages show it, which a whole document may be."""
+    return shown(value)[:80]
 
 
 @dataclass(slots=True)
@@ -49,7 +56,7 @@ class RowCheck:
         if not fresh.any():
             return
         first = int(np.flatnonzero(fresh)[0])
-        self.problems.append(Problem(column, reason, int(fresh.sum()), first, shown(array[first])[:80]))
+        self.problems.append(Problem(column, reason, int(fresh.sum()), first, value_text(array[first])))
         self.bad |= fresh
 
     def narrowed(self, values: Floats, column: str, reason: str, array: pa.Array) -> NDArray[np.float32]:

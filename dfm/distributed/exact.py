@@ -23,7 +23,7 @@ from dfm.training.exact import ExactExecutor
 from dfm.training.exact_rounds import first_block
 from dfm.training.exact_work import ExactSchedule, ExactWork, crowd_of, goal_of, initial_bias, initial_stdev, of_rows
 from dfm.training.loop import Manner, TrainingLoop
-from dfm.training.progress import check_finite, epoch_event
+from dfm.training.progress import check_round, epoch_event
 from dfm.training.rounds import Block
 from dfm.training.steps import exact_step
 from dfm.training.together import Meeting
@@ -156,7 +156,7 @@ def exact_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) 
         schedule=ExactSchedule("constant", run.job.model.seed),
         goal=goal_of(run.job.training),
         executor=executor,
-        manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_finite, objective)),
+        manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_round, objective)),
         n_rows=prepared.account.accepted,
         tell=run.tell,
         checkpointer=checkpointer,

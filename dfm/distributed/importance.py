@@ -29,6 +29,7 @@ from dfm.model.entries import narrowed
 from dfm.model.fm_model import FMModel
 from dfm.model.importance import Damage, Donors, Effort, Sample, donors_of, without
 from dfm.model.objective import total_loss
+from dfm.model.outliers import without_outliers
 from dfm.model.pair_strength import left_out, n_paired, pair_sums
 from dfm.model.slices import Floats, losses_of
 from dfm.training.plan import plan_reading
@@ -161,9 +162,12 @@ def _with_pairs(damage: Damage, model: FMModel, data: pa.RecordBatch) -> Damage:
 
 
 def _good(model: FMModel, batch: Batch, on_bad_rows: str) -> tuple[pa.RecordBatch, RowAccount]:
-    """The good rows, and the account. DataError where a row is bad and none may be."""
+    """The good rows, and the account; a row without a finite prediction is a bad one. DataError where a row is bad and
+    none may be.
+    """
     with naming_shard(batch):
         encoded = model.encode(batch.data, model.objective.label_kind)
+    encoded, _ = without_outliers(model, batch.data, encoded, model.score(encoded))
     account = account_of(on_bad_rows, batch, encoded)
     return good_rows(batch.data, encoded), account
 

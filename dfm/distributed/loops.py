@@ -25,7 +25,7 @@ from dfm.storage import files
 from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity
 from dfm.training.inputs import Inputs
 from dfm.training.loop import Goal, Manner, TrainingLoop
-from dfm.training.progress import check_finite, epoch_event
+from dfm.training.progress import check_round, epoch_event
 from dfm.training.steps import StepSchedule
 
 _PRIORS = "by columns"
@@ -123,7 +123,7 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
             judges_at_home=judged is not None,
             home=run.number,
         ),
-        manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_finite, objective)),
+        manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_round, objective)),
         n_rows=prepared.account.accepted,
         tell=run.tell,
         checkpointer=checkpointer,

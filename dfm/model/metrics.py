@@ -378,16 +378,21 @@ def checked_rows(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
         )
     lost = int(np.count_nonzero(~np.isfinite(values)))
     if lost:
-        raise DivergenceError(
-            f"{lost} of {len(values)} scores are not finite numbers. Try a smaller training.learning_rate, "
-            f"or the transform {SCALED} for numeric columns that are taken as they are. Where it is few rows whose "
-            "numbers are far beyond the others', correct them, or choose quantile or log2-bucket, or model.clip."
-        )
+        raise not_finite(lost, len(values))
     if not np.all(np.isfinite(targets)):
         raise DataError("a label is not a finite number. Correct it, or skip bad rows with data.on_bad_rows.")
     if not np.all(np.isfinite(masses) & (masses >= 0)):
         raise DataError("a sample weight is negative or not finite: expected 0 or more. Correct that column.")
     return values, targets, masses
+
+
+def not_finite(lost: int, n_rows: int) -> DivergenceError:
+    """The error of a model that has no finite score for so many of some rows."""
+    return DivergenceError(
+        f"{lost} of {n_rows} scores are not finite numbers. Try a smaller training.learning_rate, or the transform "
+        f"{SCALED} for numeric columns that are taken as they are. Where it is few rows whose numbers are far beyond "
+        "the others', correct them, or choose quantile or log2-bucket, or model.clip."
+    )
 
 
 def _total(amounts: Floats) -> float:

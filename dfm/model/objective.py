@@ -57,7 +57,9 @@ _TALLIES: dict[str, type[ClassificationTally]] = {"sigmoid": ClassificationTally
 _LEAST_DEVIATION, _MOST_DEVIATION = 0.3, 30.0
 """The deviations of labels that may be trained as they are: r2 of huber fell from 0.97 to 0.92 (0.2) and 0.82 (60)."""
 _EXPLODED = 20.0
-"""Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
+"""Mean log loss of a job's round, or of a fit's epoch, in nats, that only a model at odds with all of its rows has;
+never answering 0.7.
+"""
 
 
 class UndefinedMetricError(SettingsError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +10,10 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import Encoded
 from dfm.data.hashed_rows import HashedRows, take_rows
-from dfm.data.row_checks import NOT_PREDICTED, Problem
+from dfm.data.row_checks import NOT_PREDICTED, Problem, value_text
 from dfm.data.schema import ResolvedSchema
 from dfm.model.fm_model import FMModel
+from dfm.model.metrics import not_finite
 
 _MOST = 0.01
 """Share of the rows of a batch up to which it is the rows that are at fault, and beyond it the model."""
@@ -24,13 +24,15 @@ def without_outliers(
 ) -> tuple[Encoded, NDArray[np.float32]]:
     """The good rows of a batch and their scores float32[n_rows], without those that have no finite prediction.
 
-    These are among the problems, by the column whose x is largest; where they are many, they stay among the good rows.
+    These are among the problems, by the column whose x is largest. DivergenceError where they are many.
     """
     predicted = model.objective.predict(scores)
     is_lost = ~np.isfinite(predicted) if model.objective.clip else ~(np.isfinite(predicted) & np.isfinite(scores))
     lost = np.flatnonzero(is_lost)
-    if not 0 < len(lost) <= max(1, _MOST * len(scores)):
+    if not len(lost):
         return encoded, scores
+    if len(lost) > max(1, _MOST * len(scores)):
+        raise not_finite(len(lost), len(scores))
     places, good = np.flatnonzero(encoded.good)[lost], encoded.good.copy()
     good[places] = False
     columns = [_column_of(encoded.rows, int(row), model.schema) for row in lost]
@@ -50,6 +52,5 @@ def _column_of(rows: HashedRows, row: int, schema: ResolvedSchema) -> str:
 
 
 def _value_of(data: pa.RecordBatch, name: str, row: int) -> str:
-    """The value of a column in a row, as text; "" of a field that is made of others."""
-    value: Any = data.column(name)[row].as_py() if name in data.schema.names else ""
-    return str(value)
+    """The value of a column in a row, as messages show it; "" of a field that is made of others."""
+    return value_text(data.column(name)[row]) if name in data.schema.names else ""

@@ -278,7 +278,7 @@ class RunLog:
         and this one is at work; or it has published, or ended, and the model that lies there is of this one.
         """
         if found.is_over and not found.model and not self._record.is_over:
-            return found.age > HEARTBEAT_SECONDS  # who waits for that run has seen how it ended
+            return found.age > lifecycle.STALE_SECONDS  # who waits for that run has seen how it ended
         return (found.is_over or bool(found.model)) and self._publisher() == self._record.run_id
 
     def _publisher(self) -> str:

@@ -116,13 +116,13 @@ LABELS = Names(_LABEL_KEY, _LABEL_VALUE)
 ANNOTATIONS = Names(_LABEL_KEY)
 _VARIABLE = Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variable")
 VARIABLES = Names(_VARIABLE)
-_KEY = Pattern(r"(secret|configmap):[-a-z0-9.]+:[-._a-zA-Z0-9]+", '"secret:NAME:KEY" or "configmap:NAME:KEY"')
-SOURCES = Names(_VARIABLE, _KEY)
 _PART = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 OBJECT = Pattern(
-    rf"(?!.{{254}}){_PART}(\.{_PART})*",
+    rf"(?![^:]{{254}}){_PART}(\.{_PART})*",
     "the name of an object (at most 253 of a-z, 0-9, - and ., a letter or digit beside each . and at both ends)",
 )
+_KEY = Pattern(rf"(secret|configmap):{OBJECT.pattern}:[-._a-zA-Z0-9]+", '"secret:NAME:KEY" or "configmap:NAME:KEY"')
+SOURCES = Names(_VARIABLE, _KEY)
 MAYBE_OBJECT = Pattern(f"({OBJECT.pattern})?", f"{OBJECT.words}, or empty")
 MAYBE_NAMESPACE = Pattern(
     f"((?!.{{64}}){_PART})?",

@@ -27,7 +27,7 @@ from dfm.training.executor import Event, Executor, Metrics, Parameters
 from dfm.training.loop import Goal, Manner, Renewer, TrainingLoop
 from dfm.training.pilot import Pilot
 from dfm.training.plan import RoundPlan
-from dfm.training.progress import EpochTotals, Progress, check_finite
+from dfm.training.progress import EpochTotals, Progress, check_epoch, check_finite
 from dfm.training.rounds import Work
 from dfm.training.steps import StepSchedule
 
@@ -128,7 +128,7 @@ def _of_epochs(tell: Tell) -> Tell:
 def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
     """Train up to recipe.n_epochs epochs more; the result holds the best parameters, or the last without held-out rows.
 
-    DivergenceError where the loss leaves the finite numbers, or a log loss explodes.
+    DivergenceError where the loss leaves the finite numbers, or the log loss of an epoch of 100 rows or more explodes.
     """
     before, work = len(start.history), executor.start(recipe.work, start.table)
     n_slices = recipe.n_slices or recipe.n_rounds
@@ -168,7 +168,10 @@ def _manner(recipe: Recipe) -> Manner:
         in_unit = {"train_rmse": (2.0 * loss) ** 0.5 * scale} if is_squared else {}
         return {"epoch": epoch, "train_loss": loss, "seconds": totals.seconds, **in_unit, **metrics}
 
-    return Manner(describe, functools.partial(check_finite, recipe.objective, table=""))
+    objective = recipe.objective
+    return Manner(
+        describe, functools.partial(check_finite, objective, table=""), functools.partial(check_epoch, objective)
+    )
 
 
 def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:

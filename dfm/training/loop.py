@@ -91,14 +91,16 @@ class Goal:
 
 @dataclass(frozen=True)
 class Manner:
-    """The words of a training: the record of an epoch that is over, and the error where a round went astray.
+    """The words of a training: the record of an epoch that is over, and the error where a round or epoch went astray.
 
     describe(epoch, totals, metrics, replicas that one process trained at a time, seconds of validation): the record.
-    check(work, epoch, reports): DivergenceError where losses left the finite numbers.
+    check(work, epoch, reports): DivergenceError where the losses of a round tell of divergence.
+    check_epoch(work, epoch, totals): the same of those of an epoch.
     """
 
     describe: Callable[[int, EpochTotals, Metrics, int, float], Event]
     check: Callable[[Work, int, Sequence[ReplicaReport]], None]
+    check_epoch: Callable[[Work, int, EpochTotals], None] = lambda work, epoch, totals: None
 
 
 @dataclass
@@ -247,6 +249,7 @@ class TrainingLoop:
             self._cut_lineage()
         self._settle(0)
         self._check_rows()
+        self.manner.check_epoch(self.work, self.at.epoch, self.at.totals)
         self._cut_lineage()  # what is left of an epoch may have begun with the one before, and the loop have nothing
         started = time.perf_counter()
         metrics = self._validate()

@@ -19,8 +19,8 @@ _LATER = ("start",)
 """Names that are written only where there is something, for an earlier dfm that goes on from the checkpoint."""
 
 _ENOUGH_ROWS = 100
-"""Rows of a round from which on their log loss tells of divergence: of fewer, as `partial_fit` takes them, one outlier
-may make it what it is.
+"""Rows of a fit's epoch from which on their log loss tells of divergence: of fewer, as `partial_fit` takes them, one
+outlier may make it what it is.
 """
 
 
@@ -127,15 +127,30 @@ def epoch_event(
 def check_finite(
     objective: Objective, work: Work, epoch: int, reports: Sequence[ReplicaReport], table: str = "training."
 ) -> None:
-    """DivergenceError where a replica's loss left the finite numbers, or the log loss of many rows exploded. table: of
-    the knobs that it names, with a dot, or "".
+    """DivergenceError where a replica's loss left the finite numbers. table: of the knobs that it names, with a dot, or
+    "".
     """
     for report in reports:
-        exploded = report.tally.rows >= _ENOUGH_ROWS and objective.has_exploded(report.tally.mean_loss)
-        if not report.tally.is_finite or exploded:
-            own = "; or your loss is not finite for one of the labels" if objective.info.sha256 else ""
-            loss = f"{report.tally.mean_loss:.3g}" if report.tally.is_finite else "no longer finite"
-            raise DivergenceError(
-                f"training diverged in epoch {epoch}, replica {report.replica}: the mean loss is {loss}; "
-                f"{work.remedy(table)}{own}"
-            )
+        if not report.tally.is_finite:
+            where = f"epoch {epoch}, replica {report.replica}"
+            raise _divergence(objective, work, where, "no longer finite", table)
+
+
+def check_round(objective: Objective, work: Work, epoch: int, reports: Sequence[ReplicaReport]) -> None:
+    """DivergenceError of a job where a replica's loss left the finite numbers, or its log loss exploded."""
+    check_finite(objective, work, epoch, reports)
+    for report in reports:
+        if objective.has_exploded(report.tally.mean_loss):
+            where = f"epoch {epoch}, replica {report.replica}"
+            raise _divergence(objective, work, where, f"{report.tally.mean_loss:.3g}", "training.")
+
+
+def check_epoch(objective: Objective, work: Work, epoch: int, totals: EpochTotals) -> None:
+    """DivergenceError of a fit where the log loss of an epoch of many rows exploded."""
+    if totals.rows >= _ENOUGH_ROWS and objective.has_exploded(totals.mean_loss):
+        raise _divergence(objective, work, f"epoch {epoch}", f"{totals.mean_loss:.3g}", "")
+
+
+def _divergence(objective: Objective, work: Work, where: str, loss: str, table: str) -> DivergenceError:
+    own = "; or your loss is not finite for one of the labels" if objective.info.sha256 else ""
+    return DivergenceError(f"training diverged in {where}: the mean loss is {loss}; {work.remedy(table)}{own}")

@@ -122,8 +122,9 @@ class Work:
         """
         step = self.step
         less_or_more = "less" if step.learning_rate * max(step.l2_linear, step.l2_factors) > 1 else "more"
-        rate = f"{table}learning_rate (it is {step.learning_rate:.3g}; a tenth of it)"
-        return f"try a smaller {rate}, {less_or_more} L2, or columns that are scaled"
+        rate = (step.learning_rate or step.factor_learning_rate) / step.rate_factor  # that of biases may be left out
+        knob = f"{table}learning_rate (it is {rate:.3g}; a tenth of it)"
+        return f"try a smaller {knob}, {less_or_more} L2, or columns that are scaled"
 
     @property
     def objective(self) -> Objective:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dfm.data.row_checks import NOT_PREDICTED
 from dfm.errors import SettingsError
 from dfm.pages.numbers import number_text
 
@@ -115,13 +116,25 @@ def _defined(metrics: Metrics, name: str) -> float | None:
 
 
 def _check_same_rows(candidate: Metrics, champion: Metrics) -> None:
+    lost, remedy = [_without_prediction(each) for each in (candidate, champion)], "evaluate both on the same window"
+    if any(lost):
+        remedy = (
+            f"rows without a finite prediction: {lost[0]} of the candidate, {lost[1]} of the champion. Correct their "
+            "numbers, or leave these rows out of the validation window"
+        )
     for name in ("rows", "weight", "base_rate"):
         ours, theirs = _defined(candidate, name), _defined(champion, name)
         if ours != theirs and (ours is None or theirs is None or abs(ours - theirs) > _SAME * abs(theirs)):
             raise SettingsError(
                 f"candidate and champion were evaluated on different rows ({name} is {_told(ours)} and "
-                f"{_told(theirs)}); evaluate both on the same validation window"
+                f"{_told(theirs)}); {remedy}"
             )
+
+
+def _without_prediction(metrics: Metrics) -> int:
+    """Rows that an evaluation left out as the model has no finite prediction for them."""
+    reasons: Mapping[str, int] = metrics.get("account", {}).get("reasons", {})
+    return sum(count for reason, count in reasons.items() if reason.endswith(f": {NOT_PREDICTED}"))
 
 
 def _told(value: float | None) -> str:

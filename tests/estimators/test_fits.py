@@ -17,6 +17,7 @@ from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier, LinearRegressor
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.model.fm_model import FMModel
+from dfm.training import fitting
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(600, 5))
@@ -316,6 +317,23 @@ def test_a_log_loss_that_explodes_is_divergence_and_not_a_model():
         model.fit(X, PAIR)
     with pytest.raises(NotFittedError):
         model.predict(X)
+
+
+def test_a_fit_whose_first_round_is_bad_and_whose_epoch_is_not_goes_on(monkeypatch):
+    rounds = []
+    check = fitting.check_finite
+
+    def noted(objective, work, epoch, reports, table):
+        rounds.append(max(report.tally.mean_loss for report in reports))
+        check(objective, work, epoch, reports, table)
+
+    monkeypatch.setattr(fitting, "check_finite", noted)
+    many = np.random.default_rng(0).normal(size=(4_000, 3)) + 100.0
+    model = FMClassifier(n_factors=2, optimizer="adagrad", learning_rate=0.2, standardize=False, n_replicas=4)
+    model.set_params(n_epochs=3).fit(many, many[:, 0] > many[:, 1])
+    assert rounds[0] > 20
+    assert model.history_[0]["train_loss"] < 8
+    assert model.history_[-1]["train_loss"] < 1
 
 
 def test_an_outlier_in_a_few_rows_is_no_divergence():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 
 from dfm import jobs
 from dfm.data.schema import resolve
-from dfm.errors import DataError, DivergenceError
+from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import Objective
 from dfm.settings.tables import Schema
+from dfm.workflow.gate import Gate, judge
 from tests.support.small_jobs import in_process_client
 from tests.support.small_models import model_of_schema
 
@@ -53,10 +55,43 @@ def test_an_outlier_is_a_bad_row_of_an_evaluation_with_its_place_and_what_bounds
     assert jobs.evaluate(clipped, rows)["account"]["rejected"] == 0
 
 
-def test_where_many_rows_have_no_prediction_the_model_is_at_fault() -> None:
+def test_a_long_text_that_an_outlier_is_read_from_is_told_in_short() -> None:
+    model, rows = counts_by_age(400, r7=FAR)
+    long = f"{FAR:f}".rjust(10_000, "0")
+    texts = [long if age == FAR else str(age) for age in rows["age"].to_pylist()]
+    with pytest.raises(DataError, match=r"row 7: column 'age': so far .*\('0{79}\)\. Repair"):
+        jobs.evaluate(model, rows.set_column(2, "age", pa.array(texts)))
+
+
+def test_an_outlier_is_a_bad_row_of_importance_too() -> None:
+    model, rows = counts_by_age(400, r7=FAR)
+    with pytest.raises(DataError, match=r"row 7: column 'age': .*\(evaluate, importance, publish: --on-bad-rows"):
+        jobs.importance(model, rows)
+    found = jobs.importance(model, rows, on_bad_rows="skip", repeats=2)
+    (reason,) = found["account"]["reasons"]
+    assert (found["account"]["good"], found["account"]["rejected"], found["rows"]) == (399, 1, 399)
+    assert reason.startswith("age: so far from what the model learnt from")
+    assert found["loss"] == jobs.importance(model, rows.filter(np.arange(400) != 7), repeats=2)["loss"]
+    assert all(math.isfinite(record["permuted"]) for record in found["columns"])
+
+
+def test_of_two_models_the_gate_tells_which_has_no_prediction_for_rows_of_the_same_window() -> None:
+    champion, rows = counts_by_age(400, r7=FAR)
+    candidate = dataclasses.replace(champion, clip=(0.0, 9.0))
+    clipped, plain = (jobs.evaluate(model, rows, on_bad_rows="skip") for model in (candidate, champion))
+    told = r"different rows \(rows is {} and {}\); rows without .*: {} of the candidate, {} of the champion\. Correct"
+    with pytest.raises(SettingsError, match=told.format(400, 399, 0, 1)):
+        judge(clipped, plain, Gate())
+    with pytest.raises(SettingsError, match=told.format(399, 400, 1, 0)):
+        judge(plain, clipped, Gate())
+    assert judge(plain, plain, Gate(min_rows=1)).champion["rows"] == 399
+
+
+@pytest.mark.parametrize("found", [jobs.evaluate, jobs.importance])
+def test_where_many_rows_have_no_prediction_the_model_is_at_fault(found: Callable[..., Any]) -> None:
     model, rows = counts_by_age(400, **{f"r{number}": FAR for number in range(40)})
     with pytest.raises(DivergenceError, match=r"40 of 400 scores .*far beyond the others.*quantile or log2-bucket"):
-        jobs.evaluate(model, rows, on_bad_rows="skip")
+        found(model, rows, on_bad_rows="skip")
 
 
 def test_a_prediction_that_is_no_number_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -365,7 +365,10 @@ def test_the_job_file_of_the_pods_says_the_same_as_the_users() -> None:
         ({"affinity": {"nodeaffinity": {}}}, 'Did you mean "nodeAffinity"'),
         ({"labels": {"team": "two words"}}, "of letters, digits"),
         ({"environment": {"two words": "x"}}, "the name of a variable"),
-        ({"environment_from": {"X": "vault:a:b"}}, '"secret:NAME:KEY"'),
+        *(
+            ({"environment_from": {"X": source}}, '"secret:NAME:KEY"')
+            for source in ("vault:a:b", "secret:-a:KEY", "secret:a..b:KEY", f"configmap:{254 * 'a'}:KEY")
+        ),
         ({"start_timeout": -1}, "0 or more"),
         *(
             ({knob: name}, f'kubernetes.{knob} = "{name[:60]}')
@@ -390,6 +393,8 @@ def test_names_that_kubernetes_takes_are_taken(name: str) -> None:
     longer = f"{name}.{189 * 'b'}"
     assert job_of({**dict.fromkeys(knobs, longer), "namespace": name}).kubernetes.secret == longer
     assert job_of(dict.fromkeys(("secret", "namespace"), "")).kubernetes.namespace == ""
+    sources = {"KEY": f"secret:{longer}:{253 * 'k'}"}
+    assert job_of({"environment_from": sources}).kubernetes.environment_from == sources
 
 
 @pytest.mark.parametrize(

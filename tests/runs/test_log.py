@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dfm.errors import DataError, RunCancelled, SettingsError, SupersededError
+from dfm.runs import lifecycle
 from dfm.runs import log as logs
 from dfm.runs import record as runs
 from dfm.runs.log import RunLog
@@ -172,8 +173,12 @@ def test_a_run_whose_place_another_took_has_its_record_back_once_that_one_has_fa
     with RunLog(job, "night-1") as first:
         first.on_event(EPOCH)
         wait_until(lambda: run_of(job).state == "running")
-        assert "holds run night-1, which is running" in fail_in_its_place(job).rival
         monkeypatch.setattr(logs, "HEARTBEAT_SECONDS", 0.02)
+        assert "holds run night-1, which is running" in fail_in_its_place(job).rival
+        first.on_event(EPOCH)
+        time.sleep(0.3)
+        assert (run_of(job).run_id, run_of(job).state) == ("night-2", "failed"), "who waits for it has yet to see that"
+        monkeypatch.setattr(lifecycle, "STALE_SECONDS", 0.02)
         first.on_event(EPOCH)
         wait_until(lambda: run_of(job).run_id == "night-1")
         assert run_of(job).state == "running"

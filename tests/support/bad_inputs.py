@@ -257,6 +257,19 @@ TABLE: dict[str, BadInput] = {
     ),
 }  # fmt: skip
 ELSEWHERE = (
+    (
+        "a number so far from those of training that a prediction is no finite number, of at most one row in a hundred "
+        "of a batch: `evaluate`, `importance` and `publish`",
+        "its place, column and value; with `--on-bad-rows skip` the row is left out",
+        3,
+    ),
+    (
+        "the same of more rows of a batch, in `evaluate`, `importance` and `publish`",
+        "how many: the model is at fault",
+        5,
+    ),
+    ("the same in `predict`", "a warning, how many; what comes out is written", 0),
+    ("the same in a request to the service", "its place; the request is refused with 422", "–"),
     ("a checkpoint of other data", "the shards that changed, were added or are gone", 2),
     ("a file that may not be read", "the file: permission denied; check its access rights", 3),
     (

@@ -19,7 +19,7 @@ from dfm.training.executor import Metrics, Parameters, Round, nothing
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.pilot import MARGIN, Pilot
 from dfm.training.plan import RoundPlan
-from dfm.training.progress import check_finite
+from dfm.training.progress import check_round
 from dfm.training.rounds import ReplicaReport, Work
 from dfm.training.steps import StepSchedule, step_of, work_of
 
@@ -107,7 +107,7 @@ def trained(
         executor=Trials(losses, validated, stretch),
         manner=Manner(
             lambda epoch, totals, metrics, n_walks, seconds: {"event": "epoch", "rows": totals.rows},
-            functools.partial(check_finite, objective),
+            functools.partial(check_round, objective),
         ),
         n_rows=2 * ROWS * n_slices,
         tell=told.append,

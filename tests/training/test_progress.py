@@ -13,7 +13,7 @@ from dfm.kernels.contract import KernelSpec, RoundTally, Step
 from dfm.model.objective import Objective
 from dfm.settings.tables import READ_BY_EXACT, TrainingSettings
 from dfm.training.exact_work import exact_work
-from dfm.training.progress import check_finite
+from dfm.training.progress import EpochTotals, check_epoch, check_finite, check_round
 from dfm.training.rounds import ReplicaReport, Work
 from dfm.training.steps import work_of
 
@@ -29,7 +29,7 @@ def sgd(rate: float, l2_linear: float, l2_factors: float) -> Work:
 def told(work: Work, mean_loss: float = math.inf, n_rows: int = 1_000) -> str:
     tally = RoundTally(n_rows, float(n_rows), mean_loss * n_rows, math.isfinite(mean_loss))
     with pytest.raises(DivergenceError) as error:
-        check_finite(CLICKS, work, 3, [ReplicaReport(1, tally, 0.1, "here", 8)])
+        check_round(CLICKS, work, 3, [ReplicaReport(1, tally, 0.1, "here", 8)])
     return str(error.value)
 
 
@@ -48,7 +48,34 @@ def test_the_remedy_of_an_exact_solver_is_none_that_it_refuses(solver: str) -> N
     assert "learning_rate" not in text
 
 
-def test_a_log_loss_explodes_in_many_rows_alone() -> None:
-    assert "the mean loss is 30; " in told(sgd(0.3, 0.01, 0.01), 30.0)
-    few = RoundTally(3, 3.0, 90.0, True)
-    check_finite(CLICKS, sgd(0.3, 0.01, 0.01), 1, [ReplicaReport(0, few, 0.1, "here", 8)])
+@pytest.mark.parametrize("scaling", ["none", "sqrt", "linear"])
+def test_the_rate_of_the_remedy_is_the_knob_s_and_not_what_replicas_step(scaling: str) -> None:
+    given: dict[str, Any] = {"l2_linear": 0.01, "l2_factors": 0.01, "factor_rate_scale": 1.0}
+    training = TrainingSettings(learning_rate=0.5, n_replicas=100, rate_scaling=scaling, **given)
+    assert "training.learning_rate (it is 0.5; " in told(work_of(training, "classification", SPEC))
+
+
+def test_without_biases_the_rate_of_the_remedy_is_that_of_factors() -> None:
+    work = dataclasses.replace(sgd(0.3, 0.01, 0.01), step=Step(0.0, 0.6, rate_factor=2.0))
+    assert "learning_rate (it is 0.3; " in told(work)
+
+
+def reports_of(n_rows: int, mean_loss: float) -> list[ReplicaReport]:
+    return [ReplicaReport(1, RoundTally(n_rows, float(n_rows), mean_loss * n_rows, True), 0.1, "here", 8)]
+
+
+@pytest.mark.parametrize("n_rows", [3, 99, 1_000])
+def test_a_round_whose_log_loss_explodes_ends_a_job_however_few_rows_it_has(n_rows: int) -> None:
+    assert "epoch 3, replica 1: the mean loss is 30; " in told(sgd(0.3, 0.01, 0.01), 30.0, n_rows)
+
+
+def test_the_log_loss_of_a_fit_explodes_in_an_epoch_of_many_rows_alone() -> None:
+    work, totals = sgd(0.3, 0.01, 0.01), EpochTotals()
+    check_finite(CLICKS, work, 1, reports_of(1_000, 33.0), "")
+    totals.add(reports_of(99, 33.0))
+    check_epoch(CLICKS, work, 1, totals)
+    totals.add(reports_of(1, 33.0))
+    with pytest.raises(DivergenceError, match=r"diverged in epoch 1: the mean loss is 33; try a smaller learning_rate"):
+        check_epoch(CLICKS, work, 1, totals)
+    totals.add(reports_of(100, 0.7))
+    check_epoch(CLICKS, work, 1, totals)
