@@ -195,6 +195,14 @@ def test_names_ranges_defaults_and_help_of_all_knobs_need_no_numba():
     assert not loaded_after(statement) & {"numba", "pyarrow", "cupy", "dask"}
 
 
+def test_what_a_dag_is_parsed_with_needs_no_numba():
+    parsed = (tree for name, tree in MODULES.items() if name.split(".")[0] == "airflow")
+    others = {name for tree in parsed for name in own(imports_at_the_top(tree)) if name.split(".")[0] != "airflow"}
+    assert "workflow.gate" in others
+    statement = "; ".join(f"import dfm.{name}" for name in sorted(others))
+    assert not loaded_after(statement) & {"numba", "pyarrow", "cupy", "dask"}
+
+
 def test_modules_import_each_other_without_circles():
     graph = {name: own(imports(tree)) - {name.split(".")[0], name} for name, tree in MODULES.items() if "." in name}
     list(graphlib.TopologicalSorter(graph).static_order())

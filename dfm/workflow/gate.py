@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfm.data.row_checks import NOT_PREDICTED
 from dfm.errors import SettingsError
 from dfm.pages.numbers import number_text
 
@@ -133,6 +132,8 @@ def _check_same_rows(candidate: Metrics, champion: Metrics) -> None:
 
 def _without_prediction(metrics: Metrics) -> int:
     """Rows that an evaluation left out as the model has no finite prediction for them."""
+    from dfm.data.row_checks import NOT_PREDICTED  # a DAG is parsed with this module, and Numba is not light
+
     reasons: Mapping[str, int] = metrics.get("account", {}).get("reasons", {})
     return sum(count for reason, count in reasons.items() if reason.endswith(f": {NOT_PREDICTED}"))
 
