@@ -16,7 +16,7 @@ from tests.support.real_airflow import DAGS
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 DAG = """
 from airflow.sdk import DAG
-from dfm.airflow import DfmPublishOperator, DfmTrainOperator
+from dfm.airflow import DfmEvaluateOperator, DfmPredictOperator, DfmPublishOperator, DfmTrainOperator
 
 with DAG("wrong"):
     {task}
