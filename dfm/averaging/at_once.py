@@ -150,10 +150,8 @@ class Abreast:
         replicas = zip(self.touched, trained, strict=True)
         each, rows = zip(*(shared_of(rule, touched, before, after) for touched, after in replicas), strict=True)
         shared = {block.name: fold([one[block.name] for one in each], np.add) for block in layout.shared}
-        total, nothing = (
-            Contribution(self._features[:0], {}, shared, fold(rows, operator.add)),
-            allocate(layout.stateless, 0, 0),
-        )
+        total = Contribution(self._features[:0], {}, shared, fold(rows, operator.add))
+        nothing = allocate(layout.stateless, 0, 0)
         for block in layout.shared:
             merged[block.name][...] = before[block.name]
             finish_shared(rule, layout, block, total, step, (merged[block.name], nothing[block.name]))

@@ -32,7 +32,7 @@ class Problem:
     value: str
 
 
-def value_text(value: pa.Scalar) -> str:
+def in_short(value: pa.Scalar) -> str:
     """A value as messages show it, which a whole document may be."""
     return shown(value)[:80]
 
@@ -56,7 +56,7 @@ class RowCheck:
         if not fresh.any():
             return
         first = int(np.flatnonzero(fresh)[0])
-        self.problems.append(Problem(column, reason, int(fresh.sum()), first, value_text(array[first])))
+        self.problems.append(Problem(column, reason, int(fresh.sum()), first, in_short(array[first])))
         self.bad |= fresh
 
     def narrowed(self, values: Floats, column: str, reason: str, array: pa.Array) -> NDArray[np.float32]:

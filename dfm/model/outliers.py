@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import Encoded
 from dfm.data.hashed_rows import HashedRows, take_rows
-from dfm.data.row_checks import NOT_PREDICTED, Problem, value_text
+from dfm.data.row_checks import NOT_PREDICTED, Problem, in_short
 from dfm.data.schema import ResolvedSchema
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import not_finite
@@ -53,4 +53,4 @@ def _column_of(rows: HashedRows, row: int, schema: ResolvedSchema) -> str:
 
 def _value_of(data: pa.RecordBatch, name: str, row: int) -> str:
     """The value of a column in a row, as messages show it; "" of a field that is made of others."""
-    return value_text(data.column(name)[row]) if name in data.schema.names else ""
+    return in_short(data.column(name)[row]) if name in data.schema.names else ""
